@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -195,7 +196,7 @@ def make_generator(seed, stream):
     return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, stream)).generate_state(1)[0]))
 
 
-def layer_init(layer, std=math.sqrt(2), generator=None):
+def layer_init(layer, std=2**0.5, generator=None):
     """Orthogonal weights with gain `std` and zero bias."""
     nn.init.orthogonal_(layer.weight, std, generator=generator)
     nn.init.zeros_(layer.bias)
@@ -261,7 +262,7 @@ def compute_gae(values, next_values, rewards, terminations, truncations, gamma, 
     All tensors are (num_steps, num_envs) and speak of the same step t: `values` is V(s_t), `next_values` V of the state
     that the step led to (where the episode was truncated, its own last state and not the reset that follows), `rewards`
     what the step paid, `terminations` and `truncations` 1 where the step ended the episode. Termination makes the next
-    state worth zero; either cuts the chain. Returns (advantages, targets for V(s_t)).
+    state worth zero; either cuts the chain. Returns (advantages, returns), the returns being the targets for V(s_t).
     """
     deltas = rewards + gamma * next_values * (1.0 - terminations) - values
     decays = gamma * gae_lambda * (1.0 - torch.max(terminations, truncations))
@@ -279,18 +280,20 @@ def ppo_loss(agent, args, mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_ret
     Returns (loss, (value_loss, policy_loss, entropy), logratio (B,)); all but the loss are detached.
     """
     logprobs = agent.logits(mb_obs).log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum() / len(mb_obs)
+    entropy = (logprobs.exp() * logprobs).sum() / -len(mb_obs)
     logratio = logprobs.gather(1, mb_actions.unsqueeze(1)).squeeze(1) - mb_logprobs
     ratio = logratio.exp()
     if args.norm_adv:
-        mb_advantages = (mb_advantages - mb_advantages.mean()) / (mb_advantages.std() + 1e-8)
-    # min(ratio * A, clip(ratio) * A), the clip acting only where it lowers the objective
-    pg_loss = -torch.min(ratio * mb_advantages, mb_advantages + args.clip_coef * mb_advantages.abs()).mean()
+        std, mean = torch.std_mean(mb_advantages)
+        mb_advantages = (mb_advantages - mean) / (std + 1e-8)
+    # max(-A ratio, -A clip(ratio)): what the clipped ratio costs where it counts is the constant -A - clip_coef |A|
+    pg_loss = torch.max(-mb_advantages * ratio, -mb_advantages - args.clip_coef * mb_advantages.abs()).mean()
     newvalue = agent.value(mb_obs)
     v_loss = (newvalue - mb_returns).square()
-    if args.clip_vloss:
-        clipped_value = newvalue.clamp(mb_values - args.clip_coef, mb_values + args.clip_coef)
-        v_loss = torch.max(v_loss, (clipped_value - mb_returns).square())
+    if args.clip_vloss:  # the larger of the two errors; where it is the clipped one, it is a constant
+        clipped_value = newvalue.detach().clamp(mb_values - args.clip_coef, mb_values + args.clip_coef)
+        clipped_loss = (clipped_value - mb_returns).square()
+        v_loss = torch.where(clipped_loss > v_loss, clipped_loss, v_loss)
     v_loss = 0.5 * v_loss.mean()
     loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
     return loss, (v_loss.detach(), pg_loss.detach(), entropy.detach()), logratio.detach()
@@ -400,16 +403,16 @@ def diagnose(agent, b_obs, generator):
 class Run:
     """The run's folder: event file, progress.csv, run.json, model.pt and videos; also the progress bar.
 
-    `Run(args)` takes over the folder, replacing an earlier run's files; a folder that holds anything but a run is
-    refused with a ValueError. As a context manager it flushes and closes everything however training ends, and turns
-    Ctrl-C into exit status 130.
+    `Run(args, agent)` takes over the folder, replacing an earlier run's files; a folder that holds anything but a run is
+    refused with a ValueError. As a context manager it flushes and closes everything however training ends, saves the
+    agent if --save-model asks for it, and turns Ctrl-C into exit status 130.
     """
 
     ROWS = 200  # at most so many rows in progress.csv
 
-    def __init__(self, args):
+    def __init__(self, args, agent):
         name = f"{args.env_id}__{args.exp_name}__{args.seed}"
-        self.args, self.path = args, Path(args.run_dir or Path("runs") / re.sub(r"[^\w.=-]+", "_", name))
+        self.args, self.agent, self.path = args, agent, Path(args.run_dir or Path("runs") / re.sub(r"[^\w.=-]+", "_", name))
         self.record = {"acpg_run": 1, "status": "running", "args": vars(args), "versions": self.versions()}
         if args.track:
             try:
@@ -504,9 +507,9 @@ class Run:
         self.csv.writerows(self.waiting)
         self.waiting = []
 
-    def save(self, agent):
+    def save(self):
         """Write model.pt: agent (state dict), args and versions, all of plain types."""
-        state = {name: tensor.detach().cpu().clone() for name, tensor in agent.state_dict().items()}
+        state = {name: tensor.cpu().clone() for name, tensor in self.agent.state_dict().items()}
         checkpoint = {"agent": state, "args": dict(vars(self.args)), "versions": dict(self.record["versions"])}
         torch.save(checkpoint, self.path / "model.pt.tmp")
         (self.path / "model.pt.tmp").replace(self.path / "model.pt")
@@ -521,6 +524,8 @@ class Run:
             self.write_row()
         self.file.close()
         self.writer.close()
+        if self.args.save_model:
+            self.save()
         status = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
         final = float(np.mean(self.returns)) if self.returns else None
         self.record |= {"status": status, "global_step": self.step, "wall_time": seconds, "final_return": final}
@@ -543,14 +548,15 @@ if __name__ == "__main__":
         torch.set_num_threads(args.torch_threads)
         device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
         agent = Agent(observation_space, action_space, args).to(device)
-        run = Run(args)
+        run = Run(args, agent)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
     parameters = flatten_parameters(agent)
     optimizer = torch.optim.Adam([parameters], lr=args.learning_rate, eps=1e-5, fused=True)
     loss_function = torch.compile(ppo_loss) if args.compile else ppo_loss
-    acting, shuffling, permuting = (make_generator(args.seed, stream) for stream in (2, 3, 4))
+    shuffling, permuting = make_generator(args.seed, stream=2), make_generator(args.seed, stream=3)
+    acting = np.random.default_rng((args.seed, 4))
 
     # SAME_STEP: the step that ends an episode also resets it, so every step is a real one.
     # copy=False: the observations live in one buffer, which is copied out before the next step.
@@ -561,31 +567,29 @@ if __name__ == "__main__":
     # A list: reset(seed=s) would give environment i seed s + i, and runs with neighbouring seeds shared environments.
     env_seeds = np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist()
     next_obs, _ = envs.reset(seed=env_seeds)
-    next_obs = torch.as_tensor(next_obs, dtype=torch.float32, device=device)
 
-    # ALGO Logic: Storage setup
+    # Storage of one rollout, on the host: environments live there, and one transfer per rollout is cheaper than many.
     num_actions, action_start = int(action_space.n), int(action_space.start)
-    obs = torch.zeros((args.num_steps, *next_obs.shape), device=device)
-    actions = torch.zeros((args.num_steps, args.num_envs), dtype=torch.long, device=device)
+    obs = np.zeros((args.num_steps, *next_obs.shape), dtype=np.float32)
+    actions = np.zeros((args.num_steps, args.num_envs), dtype=np.int64)
+    logits = np.zeros((args.num_steps, args.num_envs, num_actions), dtype=np.float32)
     rewards, terminations, truncations = np.zeros((3, args.num_steps, args.num_envs), dtype=np.float32)
     episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
 
-    with run:
+    with run, closing(envs):
         for iteration in range(1, args.num_iterations + 1):
             if args.anneal_lr:
                 optimizer.param_groups[0]["lr"] = (1.0 - (iteration - 1.0) / args.num_iterations) * args.learning_rate
 
-            # Rollout. Adding Gumbel noise and taking the maximum samples from the softmax of the logits.
-            noise = torch.empty(args.num_steps, args.num_envs, num_actions).exponential_(generator=acting)
-            noise = -noise.log_().to(device)
-            returns, lengths, final_obs, final_at = [], [], [], []
+            # Rollout. The maximum of logits plus Gumbel noise is a sample from their softmax.
+            noise = acting.gumbel(size=(args.num_steps, args.num_envs, num_actions))
+            episodic_returns, episodic_lengths, final_obs, final_at = [], [], [], []
             with torch.inference_mode():
-                for step, step_noise in enumerate(noise):
+                for step in range(args.num_steps):
                     obs[step] = next_obs
-                    action = (agent.logits(next_obs) + step_noise).argmax(-1)
-                    actions[step] = action
+                    logits[step] = agent.logits(torch.as_tensor(next_obs, dtype=torch.float32, device=device)).cpu().numpy()
+                    actions[step] = action = (logits[step] + noise[step]).argmax(-1)
                     next_obs, reward, termination, truncation, infos = envs.step((action + action_start).tolist())
-                    next_obs = torch.as_tensor(next_obs, dtype=torch.float32, device=device)
                     rewards[step], terminations[step], truncations[step] = reward, termination, truncation
                     episode_return += reward
                     episode_length += 1
@@ -594,23 +598,25 @@ if __name__ == "__main__":
                             if not termination[i]:
                                 final_obs.append(infos["final_obs"][i])
                                 final_at.append((step, i))
-                            returns.append(float(episode_return[i]))
-                            lengths.append(int(episode_length[i]))
+                            episodic_returns.append(float(episode_return[i]))
+                            episodic_lengths.append(int(episode_length[i]))
                             episode_return[i], episode_length[i] = 0.0, 0
             global_step = iteration * args.batch_size
 
             # Values and log-probabilities of the whole rollout at once, by the network that acted
             with torch.no_grad():
-                b_obs, b_actions = obs.flatten(0, 1), actions.flatten()
-                b_logprobs = agent.logits(b_obs).log_softmax(-1).gather(1, b_actions.unsqueeze(1)).squeeze(1)
+                b_obs, b_actions, b_logits = (torch.as_tensor(x, device=device).flatten(0, 1) for x in (obs, actions, logits))
+                b_logprobs = b_logits.log_softmax(-1).gather(1, b_actions.unsqueeze(1)).squeeze(1)
                 values = agent.value(b_obs).view(args.num_steps, args.num_envs)
-                next_values = torch.cat([values[1:], agent.value(next_obs).unsqueeze(0)])
+                last_value = agent.value(torch.as_tensor(next_obs, dtype=torch.float32, device=device))
+                next_values = torch.cat([values[1:], last_value.unsqueeze(0)])
                 if final_obs:  # where an episode was truncated, the next state is its own last one
                     final_obs = torch.as_tensor(np.stack(final_obs), dtype=torch.float32, device=device)
                     next_values[tuple(np.transpose(final_at))] = agent.value(final_obs)
                 signals = [torch.as_tensor(signal, device=device) for signal in (rewards, terminations, truncations)]
-                advantages, targets = compute_gae(values, next_values, *signals, args.gamma, args.gae_lambda)
-            batch = (b_obs, b_actions, b_logprobs, advantages.flatten(), targets.flatten(), values.flatten())
+                advantages, returns = compute_gae(values, next_values, *signals, args.gamma, args.gae_lambda)
+            b_advantages, b_returns, b_values = advantages.flatten(), returns.flatten(), values.flatten()
+            batch = (b_obs, b_actions, b_logprobs, b_advantages, b_returns, b_values)
 
             # Measured before the update: collapse/* at a step describes the network trained for so many steps
             if args.diagnostics_interval and (iteration - 1) % args.diagnostics_interval == 0:
@@ -639,19 +645,19 @@ if __name__ == "__main__":
             value_loss, policy_loss, entropy = torch.stack(losses).mean(0).tolist()
             if not (math.isfinite(value_loss + policy_loss + entropy) and parameters.isfinite().all()):
                 parameters.data.copy_(previous)
-                run.save(agent)
+                run.save()
                 sys.exit(
                     f"error: non-finite loss or weight at update {iteration} (step {global_step}); the weights from before "
                     f"it are in {run.path / 'model.pt'}; try a lower --learning-rate, and check the rewards for nan"
                 )
 
-            logratio, targets = torch.cat(logratios), targets.flatten()
+            logratio = torch.cat(logratios)
             ratio = logratio.exp()
-            unexplained = (targets - batch[-1]).var(correction=0) / targets.var(correction=0)
+            explained_variance = 1 - (b_returns - b_values).var(correction=0) / b_returns.var(correction=0)
             run.log(
                 {
-                    "charts/episodic_return": returns,
-                    "charts/episodic_length": lengths,
+                    "charts/episodic_return": episodic_returns,
+                    "charts/episodic_length": episodic_lengths,
                     "charts/learning_rate": optimizer.param_groups[0]["lr"],
                     "charts/SPS": global_step / (time.perf_counter() - run.start),
                     "losses/value_loss": value_loss,
@@ -660,14 +666,11 @@ if __name__ == "__main__":
                     "losses/old_approx_kl": -logratio.mean().item(),
                     "losses/approx_kl": (ratio - 1 - logratio).mean().item(),
                     "losses/clipfrac": ((ratio - 1).abs() > args.clip_coef).float().mean().item(),
-                    "losses/explained_variance": 1 - unexplained.item(),
+                    "losses/explained_variance": explained_variance.item(),
                 },
                 global_step,
             )
             if args.diagnostics_interval and iteration == args.num_iterations:
                 run.log(diagnose(agent, b_obs, permuting), global_step)
-            run.returns.extend(returns)
+            run.returns.extend(episodic_returns)
             run.advance(global_step)
-        if args.save_model:
-            run.save(agent)
-    envs.close()

@@ -28,11 +28,24 @@ BALL = "--feature-constraint ball --etf-scale 5 --feature-gain 0.01"
 LUNAR = "--env-id LunarLander-v3 --total-timesteps 500000"
 STUDIES = {
     "tune": [
-        *[(f"LunarLander lr {lr} {name}", script, f"{LUNAR} --learning-rate {lr} {flags}") for lr in RATES for name, script, flags in
-          [("baseline", "ppo_baseline", ""), ("tanh", "ppo_acpg", TANH), ("ball", "ppo_acpg", BALL)]],
-        *[(f"{env} {name}", script, f"--env-id {env} --total-timesteps {steps} {flags}")
-          for env, steps in [("CartPole-v1", 500000), ("Acrobot-v1", 300000)]
-          for name, script, flags in [("baseline", "ppo_baseline", ""), ("tanh", "ppo_acpg", TANH), ("ball", "ppo_acpg", BALL)]],
+        *[
+            (f"LunarLander lr {lr} {name}", script, f"{LUNAR} --learning-rate {lr} {flags}")
+            for lr in RATES
+            for name, script, flags in [
+                ("baseline", "ppo_baseline", ""),
+                ("tanh", "ppo_acpg", TANH),
+                ("ball", "ppo_acpg", BALL),
+            ]
+        ],
+        *[
+            (f"{env} {name}", script, f"--env-id {env} --total-timesteps {steps} {flags}")
+            for env, steps in [("CartPole-v1", 500000), ("Acrobot-v1", 300000)]
+            for name, script, flags in [
+                ("baseline", "ppo_baseline", ""),
+                ("tanh", "ppo_acpg", TANH),
+                ("ball", "ppo_acpg", BALL),
+            ]
+        ],
     ],
 }
 

@@ -1,0 +1,130 @@
+"""Parity of ppo_baseline.py with Stable-Baselines3's PPO at equal hyperparameters: the runs behind docs/parity.md.
+
+    pip install stable-baselines3==2.9.2 scipy==1.17.1
+    python tests/parity_sb3.py
+
+Runs land in runs/parity/ and are kept: a finished run is not repeated. Prints markdown. The mapping of the
+hyperparameters and the margins, which were fixed before the first run, are explained in docs/parity.md.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs" / "parity"
+STEPS = 976 * 512  # CleanRL's 500,000 in whole batches of 4 x 128
+RATES = {"CartPole-v1": 2.5e-4, "LunarLander-v3": 8e-4}
+MARGINS = {"CartPole-v1": {"auc": 25, "final": 25}, "LunarLander-v3": {"auc": 40, "final": 60}}
+
+
+@dataclass
+class Args:
+    seeds: int = 10
+    """seeds 1 to this"""
+    jobs: int = 2
+    """runs at a time"""
+    sb3: str = ""
+    """(internal) run Stable-Baselines3 once, on ENV:SEED:FILE"""
+
+
+def run_sb3(env_id, seed, path):
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    class Episodes(BaseCallback):
+        episodes = []
+
+        def _on_step(self):
+            self.episodes += [(self.num_timesteps, info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
+            return True
+
+    torch.set_num_threads(1)
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env(env_id, n_envs=4, seed=seed),
+        learning_rate=lambda remaining: RATES[env_id] * (remaining + 512 / STEPS),
+        n_steps=128,
+        batch_size=128,
+        n_epochs=4,
+        clip_range_vf=None,
+        ent_coef=0.01,
+        vf_coef=0.25,
+        seed=seed,
+        device="cpu",
+    )
+    callback = Episodes()
+    model.learn(STEPS, callback=callback)
+    Path(path).write_text(json.dumps([(int(step), float(value)) for step, value in callback.episodes]))
+
+
+def curve_sb3(env_id, seed):
+    """Mean return of the episodes that ended in each of the 199 equal windows of training, nan where none did."""
+    path = RUNS / f"sb3__{env_id}__{seed}.json"
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        command = [sys.executable, __file__, "--sb3", f"{env_id}:{seed}:{temporary}"]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        temporary.replace(path)
+    steps, values = np.array(json.loads(path.read_text())).T
+    window = (np.ceil(steps / 512) - 1) * 512 * 199 // STEPS + 1  # as progress.csv of ppo_baseline.py counts them
+    return np.array([values[window == i].mean() if (window == i).any() else np.nan for i in range(1, 200)])
+
+
+def curve_ours(env_id, seed):
+    folder = RUNS / f"ppo_baseline__{env_id}__{seed}"
+    try:
+        finished = json.loads((folder / "run.json").read_text())["status"] == "finished"
+    except OSError:
+        finished = False
+    if not finished:
+        command = [sys.executable, str(ROOT / "ppo_baseline.py"), "--env-id", env_id, "--seed", str(seed), "--no-clip-vloss"]
+        command += ["--learning-rate", str(RATES[env_id]), "--total-timesteps", str(STEPS), "--run-dir", str(folder)]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with open(folder / "progress.csv") as file:
+        values = [row["charts/episodic_return"] for row in csv.DictReader(file)][1:]
+    return np.array([float(value) if value else np.nan for value in values])
+
+
+def main():
+    args = tyro.cli(Args)
+    if args.sb3:
+        return run_sb3(*args.sb3.split(":", 2))
+    from scipy import stats
+
+    RUNS.mkdir(parents=True, exist_ok=True)
+    seeds = range(1, args.seeds + 1)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = {
+            (env_id, name): [pool.submit(curve, env_id, seed) for seed in seeds]
+            for env_id in RATES
+            for name, curve in (("ours", curve_ours), ("SB3", curve_sb3))
+        }
+    print("| environment | measure | ppo_baseline.py | Stable-Baselines3 | difference, 95 % interval | margin | verdict |")
+    print("|---|---|---|---|---|---|---|")
+    for env_id in RATES:
+        for measure, first in (("auc", 0), ("final", -20)):
+            ours, theirs = (
+                np.array([np.nanmean(future.result()[first:]) for future in futures[env_id, name]]) for name in ("ours", "SB3")
+            )
+            interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+            margin = MARGINS[env_id][measure]
+            inside = max(abs(interval.low), abs(interval.high)) < margin
+            cells = [f"{x.mean():.1f} (sd {x.std(ddof=1):.1f})" for x in (ours, theirs)]
+            difference = f"{ours.mean() - theirs.mean():+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+            verdict = "equivalent" if inside else "not shown" if interval.low < 0 < interval.high else "different"
+            print(f"| {env_id} | {measure} | {' | '.join(cells)} | {difference} | {margin} | {verdict} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
