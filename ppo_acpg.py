@@ -231,7 +231,7 @@ def simplex_etf(num_actions, feature_dim, generator=None):
     q, r = torch.linalg.qr(gaussian)
     q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
     centring = torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions
-    v = torch.linalg.eigh(centring).eigenvectors[:, 1:]  # all but the ones vector, whose eigenvalue is 0
+    v = torch.linalg.qr(centring[:, 1:]).Q
     return (math.sqrt(num_actions / (num_actions - 1)) * v @ q.T).float()
 
 

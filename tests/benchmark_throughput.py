@@ -104,9 +104,8 @@ def main():
         print(f"{i + 1:5d}  " + "  ".join(f"{speed:12,.0f} SPS" for speed in speeds), flush=True)
     for j, script in enumerate(scripts):
         ratios = [speeds[j] / speeds[-1] for speeds in rounds]
-        print(
-            f"{script}: {statistics.median(ratios):.2f} times SB3 (median of {len(ratios)}; {min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        spread = f"median of {len(ratios)}, {min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"{script}: {statistics.median(ratios):.2f} times SB3 ({spread})")
 
 
 if __name__ == "__main__":

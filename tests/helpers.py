@@ -1,0 +1,126 @@
+"""What the tests share: running a script inside this process, and reading what it left."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ("ppo_baseline", "ppo_acpg")
+TINY = ("--total-timesteps", "64", "--num-envs", "2", "--num-steps", "16", "--update-epochs", "1")  # two updates
+FROZEN = ("--learning-rate", "1e-30")  # trains, without moving any weight that is not zero
+
+
+@dataclass
+class Result:
+    """How a script ended: its exit status, what it printed, and (unless it exited early) its global variables."""
+
+    status: int
+    stdout: str
+    stderr: str
+    globals: dict = field(default_factory=dict, repr=False)
+
+    def __getattr__(self, name):
+        try:
+            return self.globals[name]
+        except KeyError as error:
+            raise AttributeError(f"the script defined no {name}; it ended with: {self.stderr}") from error
+
+
+def flags(env_id, run_dir=None, *more):
+    """The command line for one environment; `more` may hold anything that str() can turn into an argument."""
+    env_id = f"probe_envs:{env_id}-v0" if env_id.isalpha() else env_id
+    return ["--env-id", env_id, "--no-cuda", *(["--run-dir", str(run_dir)] if run_dir else []), *map(str, more)]
+
+
+class Terminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def run_script(script, env_id, run_dir=None, *more, terminal=False):
+    """Run a script in this process, as `python script.py ...` would, and return its Result.
+
+    An environment id of letters only means one of probe_envs. Warnings go to stderr, as they do for a user; `terminal` is
+    whether stderr claims to be one.
+    """
+    stdout, stderr, namespace, argv = io.StringIO(), Terminal() if terminal else io.StringIO(), {}, sys.argv
+    status, handler = 0, signal.getsignal(signal.SIGINT)
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        print(warnings.formatwarning(message, category, filename, lineno, line), file=stderr, end="")
+
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), warnings.catch_warnings():
+        warnings.showwarning = show
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
+        sys.argv = [f"{script}.py", *flags(env_id, run_dir, *more)]
+        try:
+            namespace = runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if isinstance(error.code, str):
+                print(error.code, file=stderr)
+        except BaseException:  # KeyboardInterrupt too, which would end pytest
+            status = 1
+            traceback.print_exc(file=stderr)
+        finally:
+            sys.argv = argv
+            signal.signal(signal.SIGINT, handler)
+    return Result(status, stdout.getvalue(), stderr.getvalue(), namespace)
+
+
+def train(script, env_id, run_dir, *more):
+    """Like `run_script`, for runs that have to succeed."""
+    result = run_script(script, env_id, run_dir, *more)
+    assert result.status == 0, result.stderr
+    return result
+
+
+def start_script(script, env_id, run_dir, *more, **kwargs):
+    """Start a script as a process of its own."""
+    paths = os.pathsep.join((str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")))
+    command = [sys.executable, str(ROOT / f"{script}.py"), *flags(env_id, run_dir, *more)]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, text=True, **kwargs)
+
+
+def read_progress(run_dir):
+    """The rows of progress.csv, as dictionaries of strings."""
+    with open(Path(run_dir) / "progress.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_record(run_dir):
+    """run.json, what is stored with the run."""
+    return json.loads((Path(run_dir) / "run.json").read_text())
+
+
+def event_files(run_dir):
+    """The TensorBoard files anywhere in the run's folder."""
+    return sorted(Path(run_dir).rglob("events.out.tfevents.*"))
+
+
+def read_events(run_dir):
+    """(scalars, texts): {tag: [(step, value), ...]} and the set of text tags in the run's one event file."""
+    (path,) = event_files(run_dir)
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return scalars, set(events.Tags()["tensors"])
+
+
+def snapshot(folder):
+    """Every file below `folder` with its bytes."""
+    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}

@@ -1,0 +1,319 @@
+"""Tiny environments whose answers are known, for the tests: `--env-id probe_envs:ConstantReward-v0` and so on.
+
+Importing this module registers them. `Clock` and `Silence` also record what was done to them in `CALLS`.
+"""
+
+import os
+import signal
+from collections import namedtuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+
+Call = namedtuple("Call", "env kind obs action reward seed")
+CALLS = []  # every reset and step of the recording environments, in order, for as long as nobody clears it
+
+
+def one_hot(index, size):
+    """Vector of `size` zeros with a one at `index`."""
+    vector = np.zeros(size, dtype=np.float32)
+    vector[index] = 1.0
+    return vector
+
+
+class Probe(gym.Env):
+    """An environment of states 0, 1, ...: `begin` gives the first, `advance` what an action does, `show` how one looks."""
+
+    observation_space = Box(-1.0, 1.0, (1,), dtype=np.float32)
+    action_space = Discrete(2)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(self, render_mode=None):
+        self.render_mode, self.state, self.time, self.over = render_mode, 0, 0, True
+
+    def begin(self):
+        return 0
+
+    def show(self):
+        return np.ones(1, dtype=np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state, self.time, self.over = self.begin(), 0, False
+        return self.show(), {}
+
+    def step(self, action):
+        assert not self.over, "stepped after the episode's end"
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.time += 1
+        reward, terminated, truncated = self.advance(int(action))
+        self.over = terminated or truncated
+        return self.show(), float(reward), terminated, truncated, {}
+
+    def advance(self, action):
+        return 1.0, True, False
+
+    def render(self):
+        return np.full((64, 64, 3), 40 * (self.time % 6), dtype=np.uint8)
+
+
+class ConstantReward(Probe):
+    """One step, reward 1: the value is 1."""
+
+
+class ObservationReward(Probe):
+    """One step, observation +1 or -1, which is also the reward and the value."""
+
+    def begin(self):
+        return 2 * int(self.np_random.integers(2)) - 1
+
+    def show(self):
+        return np.array([self.state], dtype=np.float32)
+
+    def advance(self, action):
+        return self.state, True, False
+
+
+class DelayedReward(Probe):
+    """Two steps, told apart by the observation, reward 1 at the end: the values are gamma and 1."""
+
+    observation_space = Box(0.0, 1.0, (2,), dtype=np.float32)
+
+    def show(self):
+        return one_hot(min(self.time, 1), 2)
+
+    def advance(self, action):
+        return float(self.time == 2), self.time == 2, False
+
+
+class ActionReward(Probe):
+    """One step, action 1 pays 1 and action 0 pays -1."""
+
+    def advance(self, action):
+        return 2 * action - 1, True, False
+
+
+class ActionObservationReward(ObservationReward):
+    """One step, action 1 is right where the observation is +1 and action 0 where it is -1; right pays 1, wrong -1."""
+
+    def advance(self, action):
+        return 1 if action == (self.state > 0) else -1, True, False
+
+
+class Truncated(Probe):
+    """Reward 1 at each step, cut off after `length`: the value is 1 / (1 - gamma), since nothing ever ends."""
+
+    def __init__(self, length=3, **kwargs):
+        super().__init__(**kwargs)
+        self.length = length
+
+    def advance(self, action):
+        return 1.0, False, self.time == self.length
+
+
+class Terminated(Truncated):
+    """The same, but over after `length` steps, which the observation counts: the value is the finite sum."""
+
+    observation_space = Box(0.0, 1.0, (4,), dtype=np.float32)
+
+    def show(self):
+        return one_hot(min(self.time, 3), 4)
+
+    def advance(self, action):
+        return 1.0, self.time == self.length, False
+
+
+class TruncatedChain(Truncated):
+    """State A, paying nothing, then B for ever, paying 1 a step, cut off after `length` steps in all.
+
+    V(B) = 1 / (1 - gamma) and V(A) = gamma V(B), if the cut looks at its own last state (B) and not at the reset (A).
+    """
+
+    observation_space = Box(0.0, 1.0, (2,), dtype=np.float32)
+
+    def show(self):
+        return one_hot(min(self.time, 1), 2)
+
+    def advance(self, action):
+        return float(self.time > 1), False, self.time == self.length
+
+
+class Endless(Probe):
+    """Reward 1 at each step and no end: only --max-episode-steps cuts it off."""
+
+    def advance(self, action):
+        return 1.0, False, False
+
+
+class Bandit(Probe):
+    """Contextual bandit: `actions` contexts shown one-hot, each with one action that pays 1; the others pay nothing."""
+
+    start = 0
+
+    def __init__(self, actions=6, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = Box(0.0, 1.0, (actions,), dtype=np.float32)
+        self.action_space = Discrete(actions, start=self.start)
+
+    def right(self, context):
+        """The paying action: a permutation of the contexts, since the identity might come by itself."""
+        return self.start + (5 * context + 2) % int(self.action_space.n)
+
+    def begin(self):
+        return int(self.np_random.integers(self.action_space.n))
+
+    def show(self):
+        return one_hot(self.state, int(self.action_space.n))
+
+    def advance(self, action):
+        return float(action == self.right(self.state)), True, False
+
+
+class OffsetActions(Bandit):
+    """The bandit with actions 5, 6, ...; `step` asserts that it gets one of them."""
+
+    start = 5
+
+
+class DiscreteObservation(Probe):
+    """Observations 2, 3 and 4, worth 0, 1 and 2; one of the three actions is right in each, the others cost 1."""
+
+    observation_space = Discrete(3, start=2)
+    action_space = Discrete(3)
+
+    def begin(self):
+        return int(self.np_random.integers(3))
+
+    def show(self):
+        return 2 + self.state
+
+    def advance(self, action):
+        return self.state - float(action != (self.state + 1) % 3), True, False
+
+
+class Clock(Probe):
+    """Observation (time, episode), reward 100 episode + time; ends at random, by termination or by truncation.
+
+    Each call is recorded, with the observation it was made in.
+    """
+
+    observation_space = Box(-np.inf, np.inf, (2,), dtype=np.float32)
+    instances = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        Clock.instances += 1
+        self.instance, self.episode, self.last = Clock.instances, -1, False
+
+    def begin(self):
+        self.episode += 1
+        return int(self.np_random.integers(1, 7))  # how long this episode lasts
+
+    def show(self):
+        return np.array([self.time, self.episode], dtype=np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed, options=options)
+        CALLS.append(Call(self.instance, "reset", obs, None, None, seed))
+        return obs, info
+
+    def step(self, action):
+        before = self.show()
+        result = super().step(action)
+        CALLS.append(Call(self.instance, "step", before, int(action), result[1], None))
+        return result
+
+    def advance(self, action):
+        over = self.time == self.state
+        truncated = over and self.episode % 2 == 0
+        return 100 * self.episode + self.time - 1, over and not truncated, truncated
+
+
+class Silence(Clock):
+    """The observation is always zero, so that untrained logits are zero and the actions are the noise's choice."""
+
+    action_space = Discrete(6)
+
+    def show(self):
+        return np.zeros(2, dtype=np.float32)
+
+
+class NotFinite(Probe):
+    """Episodes of 5 steps; every step after the first `after` of an instance has a reward (or observation) of NaN."""
+
+    observation_space = Box(-np.inf, np.inf, (1,), dtype=np.float32)
+
+    def __init__(self, after=40, where="reward", **kwargs):
+        super().__init__(**kwargs)
+        self.after, self.where, self.steps = after, where, 0
+
+    def show(self):
+        broken = self.where == "observation" and self.steps > self.after
+        return np.array([np.nan if broken else self.time / 5], dtype=np.float32)
+
+    def advance(self, action):
+        self.steps += 1
+        broken = self.where == "reward" and self.steps > self.after
+        return np.nan if broken else float(action), self.time == 5, False
+
+
+class Interrupted(Probe):
+    """Ctrl-C in the step number `step` of an instance, or in its first reset: a real signal to this process."""
+
+    def __init__(self, step=None, **kwargs):
+        super().__init__(**kwargs)
+        self.at, self.steps = step, 0
+
+    def begin(self):
+        if self.at is None:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    def advance(self, action):
+        self.steps += 1
+        if self.steps == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().advance(action)
+
+
+class MultiDiscreteAction(Probe):
+    """Two actions at once."""
+
+    action_space = MultiDiscrete([2, 3])
+
+
+class BoxAction(Probe):
+    """Continuous actions."""
+
+    action_space = Box(-1.0, 1.0, (1,), dtype=np.float32)
+
+
+class DictObservation(Probe):
+    """Observations that are a dictionary."""
+
+    observation_space = Dict({"position": Box(-1.0, 1.0, (1,), dtype=np.float32)})
+
+    def show(self):
+        return {"position": np.ones(1, dtype=np.float32)}
+
+
+class MatrixObservation(Probe):
+    """Observations that are a matrix."""
+
+    observation_space = Box(-1.0, 1.0, (2, 3), dtype=np.float32)
+
+    def show(self):
+        return np.ones((2, 3), dtype=np.float32)
+
+
+def subclasses(kind):
+    """All classes below `kind`."""
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+for probe in subclasses(Probe):
+    gym.register(f"{probe.__name__}-v0", entry_point=probe)
+gym.register("probes/ConstantReward-v0", entry_point=ConstantReward)

@@ -1,0 +1,297 @@
+"""What cannot work ends with one clear line, a non-zero exit status and nothing half-written."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import helpers
+import numpy as np
+import pytest
+import torch
+from helpers import SCRIPTS, TINY, read_progress, read_record, run_script, train
+from torch.utils.tensorboard import SummaryWriter
+
+both = pytest.mark.parametrize("script", SCRIPTS)
+
+
+def refused(script, env_id, run_dir, *more):
+    """The one line on stderr with which the script turns its command line down, having created nothing."""
+    siblings = set(run_dir.parent.iterdir())
+    result = run_script(script, env_id, run_dir, *more)
+    assert result.status not in (0, None), f"not refused: {result.stdout}"
+    assert "Traceback" not in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stdout == ""
+    assert set(run_dir.parent.iterdir()) == siblings
+    return result.stderr
+
+
+def mentions(line, argument):
+    """Whether a message names an argument, as --num-envs or num_envs."""
+    return argument.strip("-").replace("-", "_") in line.replace("-", "_")
+
+
+@both
+@pytest.mark.parametrize(
+    "env_id", ["NoSuchEnv-v0", "CartPole-v99", "probe_envs:NoSuchEnv-v0", "no_such_module:NoSuchEnv-v0", "not an id!"]
+)
+def test_unknown_environment(script, env_id, tmp_path):
+    """An environment, version or module that does not exist, or no id at all."""
+    line = refused(script, env_id, tmp_path / "run", *TINY)
+    assert mentions(line, "--env-id") and env_id in line
+
+
+@both
+@pytest.mark.parametrize(
+    ("env_id", "package"), [("LunarLander-v3", "Box2D"), ("HalfCheetah-v5", "mujoco"), ("phys2d/CartPole-v1", "jax")]
+)
+def test_missing_extra(script, env_id, package, tmp_path, monkeypatch):
+    """An environment of gymnasium's whose extra is not installed: the message says what to type."""
+    for name in list(sys.modules):
+        if re.match(rf"gymnasium\.envs\.(box2d|mujoco|phys2d|functional)|{package}(\.|$)", name):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refused(script, env_id, tmp_path / "run", *TINY)
+    assert env_id in line
+    assert "pip install" in line
+
+
+@both
+@pytest.mark.parametrize(
+    ("env_id", "what"),
+    [
+        ("BoxAction", "action"),
+        ("Pendulum-v1", "action"),
+        ("MultiDiscreteAction", "action"),
+        ("DictObservation", "observation"),
+        ("MatrixObservation", "observation"),
+        ("Blackjack-v1", "observation"),
+    ],
+)
+def test_unsupported_spaces(script, env_id, what, tmp_path):
+    """Continuous and multiple actions; dictionary, tuple and matrix observations."""
+    line = refused(script, env_id, tmp_path / "run", *TINY)
+    assert env_id in line and what in line.lower()
+
+
+@both
+@pytest.mark.parametrize("value", [0, -1, -128])
+@pytest.mark.parametrize(
+    "count", "total-timesteps num-envs num-steps num-minibatches update-epochs feature-dim max-episode-steps".split()
+)
+def test_counts(script, count, value, tmp_path):
+    """Zero and negative counts."""
+    line = refused(script, "CartPole-v1", tmp_path / "run", *TINY, f"--{count}", value)
+    assert mentions(line, count) and str(value) in line
+
+
+@both
+def test_negative_interval(script, tmp_path):
+    """A negative cadence of the diagnostics."""
+    assert mentions(refused(script, "CartPole-v1", tmp_path / "run", "--diagnostics-interval", -1), "diagnostics-interval")
+
+
+@both
+@pytest.mark.parametrize(
+    "sizes", [("--num-minibatches", 3), ("--num-envs", 3, "--num-steps", 5), ("--num-envs", 1, "--num-steps", 2)]
+)
+def test_indivisible_batch(script, sizes, tmp_path):
+    """A batch that does not divide into the minibatches."""
+    assert mentions(refused(script, "CartPole-v1", tmp_path / "run", *sizes), "num-minibatches")
+
+
+@both
+@pytest.mark.parametrize("steps", [1, 511])
+def test_less_than_one_batch(script, steps, tmp_path):
+    """Fewer steps than one batch; one batch is enough."""
+    line = refused(script, "CartPole-v1", tmp_path / "run", "--total-timesteps", steps)
+    assert mentions(line, "total-timesteps") and "512" in line
+
+
+def test_more_actions_than_the_simplex_takes(tmp_path):
+    """K <= feature_dim + 1, and only ACPG minds."""
+    line = refused("ppo_acpg", "Bandit", tmp_path / "run", *TINY, "--feature-dim", 4)
+    assert mentions(line, "feature-dim") and "6" in line and "4" in line
+    line = refused("ppo_acpg", "Bandit", tmp_path / "run", *TINY, "--feature-dim", 4, "--action-layer", "learned")
+    assert mentions(line, "feature-dim")
+    train("ppo_acpg", "Bandit", tmp_path / "five", *TINY, "--feature-dim", 5)
+    train("ppo_baseline", "Bandit", tmp_path / "four", *TINY, "--feature-dim", 4)
+
+
+def test_one_action(tmp_path):
+    """A simplex needs two actions."""
+    assert "action" in refused("ppo_acpg", "Bandit", tmp_path / "run", *TINY, "--env-kwargs", '{"actions": 1}')
+
+
+@both
+@pytest.mark.parametrize("kwargs", ["{", "actions=3", "{'actions': 3}", "", "[1]", "3", '"actions"', "null"])
+def test_bad_json(script, kwargs, tmp_path):
+    """--env-kwargs that is not JSON, or not an object."""
+    assert mentions(refused(script, "Bandit", tmp_path / "run", *TINY, "--env-kwargs", kwargs), "env-kwargs")
+
+
+@both
+@pytest.mark.parametrize("kwargs", ['{"no_such_thing": 1}', '{"max_episode_steps": 5}'])
+def test_wrong_environment_arguments(script, kwargs, tmp_path):
+    """JSON that the environment does not take."""
+    line = refused(script, "Bandit", tmp_path / "run", *TINY, "--env-kwargs", kwargs)
+    assert re.search(r"\w+", kwargs)[0] in line
+
+
+@both
+def test_environment_arguments_arrive(script, tmp_path):
+    """And JSON that it does take."""
+    agent = train(script, "Bandit", tmp_path / "run", *TINY, "--env-kwargs", '{"actions": 3}').agent
+    assert agent.logits(torch.zeros(1, 3)).shape == (1, 3)
+
+
+@both
+def test_unwritable_run_directory(script, tmp_path):
+    """A run folder below, or in the place of, a file."""
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for run_dir in (file / "run", file):
+        result = run_script(script, "CartPole-v1", run_dir, *TINY)
+        assert result.status not in (0, None)
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert mentions(result.stderr, "run-dir") and str(run_dir) in result.stderr
+    assert file.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@both
+@pytest.mark.parametrize("where", ["reward", "observation"])
+def test_not_finite(script, where, tmp_path):
+    """A NaN stops the run, says at which update, and the weights from before that update are kept."""
+    flags = (*TINY, "--num-envs", 1, "--no-anneal-lr", "--env-kwargs", f'{{"where": "{where}", "after": 40}}')
+    result = run_script(script, "NotFinite", tmp_path / "run", *flags, "--total-timesteps", 96)
+    assert result.status not in (0, None)
+    assert "Traceback" not in result.stderr
+    assert re.search(r"update\D{0,3}3\b", result.stderr.splitlines()[-1]), result.stderr  # steps 33 to 48
+    saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["agent"]
+    before = train(script, "NotFinite", tmp_path / "before", *flags, "--total-timesteps", 32).agent.state_dict()
+    assert all(torch.equal(saved[name], before[name]) for name in before)
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    assert read_record(tmp_path / "run")["status"] not in ("finished", "running")
+    assert [row["global_step"] for row in read_progress(tmp_path / "run")][:3] == ["0", "16", "32"]
+
+
+def test_not_finite_learning_rate(tmp_path):
+    """Weights that a step drives to infinity are caught as NaN rewards are."""
+    result = run_script("ppo_baseline", "CartPole-v1", tmp_path / "run", *TINY, "--learning-rate", 1e38)
+    assert result.status not in (0, None)
+    assert re.search(r"update\D{0,3}[12]\b", result.stderr.splitlines()[-1]), result.stderr
+    saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["agent"]
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+
+
+@both
+def test_interrupt(script, tmp_path):
+    """Ctrl-C: exit status 130, nothing on stderr, logs that read; and no progress bar where there is no terminal."""
+    flags = ("--total-timesteps", 10_000_000, "--num-steps", 16, "--update-epochs", 1, "--diagnostics-interval", 1000)
+    process = helpers.start_script(
+        script, "Terminated", tmp_path / "run", *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        events, size = [], 0
+        for _ in range(600):
+            events = helpers.event_files(tmp_path / "run")
+            # the event file grows when its writer first flushes; its first record is there from the start
+            size = events[0].stat().st_size if events else 0
+            if process.poll() is not None or size > 2000:
+                break
+            time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130, stderr
+    assert stderr == ""
+    assert str(tmp_path / "run") in stdout
+    assert read_record(tmp_path / "run")["status"] == "interrupted"
+    rows = read_progress(tmp_path / "run")
+    events, _ = helpers.read_events(tmp_path / "run")
+    assert int(rows[-1]["global_step"]) == events["losses/value_loss"][-1][0] > 0
+
+
+@both
+@pytest.mark.parametrize("step", ["null", 1, 40])
+def test_interrupt_in_an_environment(script, step, tmp_path):
+    """Ctrl-C in the first reset, the first step or the third rollout ends as cleanly."""
+    result = run_script(script, "Interrupted", tmp_path / "run", *TINY, "--num-envs", 1, "--env-kwargs", f'{{"step": {step}}}')
+    assert result.status == 130
+    assert result.stderr == ""
+    if step == 40:
+        assert read_record(tmp_path / "run")["status"] == "interrupted"
+        assert int(read_progress(tmp_path / "run")[-1]["global_step"]) in (32, 48)
+        assert len(helpers.event_files(tmp_path / "run")) == 1
+
+
+@both
+def test_interrupt_while_setting_up(script, tmp_path, monkeypatch):
+    """Ctrl-C while the optimiser is built, whose first use imports for seconds, ends as cleanly."""
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return adam(*args, **kwargs)
+
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", interrupted)
+    result = run_script(script, "ConstantReward", tmp_path / "run", *TINY)
+    assert result.status == 130
+    assert result.stderr == ""
+    assert not (tmp_path / "run").exists() or read_record(tmp_path / "run")["status"] == "interrupted"
+
+
+@both
+def test_interrupt_while_logging(script, tmp_path, monkeypatch):
+    """Ctrl-C does not tear a call of the event writer, whose queue can stay locked then, so that closing it hangs."""
+    calls, torn = [], []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 60:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                torn.append(args)
+                raise
+        return add_scalar(*args, **kwargs)
+
+    add_scalar = SummaryWriter.add_scalar
+    monkeypatch.setattr(SummaryWriter, "add_scalar", interrupted)
+    result = run_script(script, "Terminated", tmp_path / "run", *TINY, "--total-timesteps", 960)
+    assert len(calls) >= 60
+    assert result.status == 130
+    assert result.stderr == ""
+    assert not torn
+    assert read_record(tmp_path / "run")["status"] == "interrupted"
+
+
+@both
+def test_real_exit(script, tmp_path):
+    """The same in a process of its own: one line on stderr, exit status 1, no traceback."""
+    process = helpers.start_script(
+        script, "CartPole-v1", tmp_path / "run", "--num-minibatches", 3, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    assert stdout == "" and len(stderr.splitlines()) == 1 and mentions(stderr, "num-minibatches")
+    assert not (tmp_path / "run").exists()
+
+
+def test_probe_environments_conform():
+    """The probes follow gymnasium's interface, so that what they show is the scripts' doing."""
+    for name in ("Terminated", "OffsetActions", "DiscreteObservation", "Clock"):
+        env = gym.make(f"probe_envs:{name}-v0")
+        obs, _ = env.reset(seed=1)
+        assert env.observation_space.contains(obs)
+        obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        assert env.observation_space.contains(obs) and np.isfinite(reward)
+        assert (terminated, truncated).count(True) <= 1
