@@ -26,28 +26,27 @@ RATES = ("2.5e-4", "8e-4", "2e-3")
 TANH = "--feature-constraint tanh --etf-scale 1 --feature-gain 0.1"
 BALL = "--feature-constraint ball --etf-scale 5 --feature-gain 0.01"
 LUNAR = "--env-id LunarLander-v3 --total-timesteps 500000"
+TUNED = [("baseline", "ppo_baseline", ""), ("ACPG tanh", "ppo_acpg", TANH), ("ACPG ball", "ppo_acpg", BALL)]
+PAIR = [("baseline", "ppo_baseline"), ("ACPG", "ppo_acpg")]
+LUNAR_RATE = {"ppo_baseline": "2e-3", "ppo_acpg": "2e-3"}  # the best of RATES in the first table of "tune"
 STUDIES = {
-    "tune": [
-        *[
-            (f"LunarLander lr {lr} {name}", script, f"{LUNAR} --learning-rate {lr} {flags}")
-            for lr in RATES
-            for name, script, flags in [
-                ("baseline", "ppo_baseline", ""),
-                ("tanh", "ppo_acpg", TANH),
-                ("ball", "ppo_acpg", BALL),
-            ]
-        ],
-        *[
-            (f"{env} {name}", script, f"--env-id {env} --total-timesteps {steps} {flags}")
-            for env, steps in [("CartPole-v1", 500000), ("Acrobot-v1", 300000)]
-            for name, script, flags in [
-                ("baseline", "ppo_baseline", ""),
-                ("tanh", "ppo_acpg", TANH),
-                ("ball", "ppo_acpg", BALL),
-            ]
-        ],
-    ],
+    "tune": [(f"LunarLander-v3, lr {lr}, {n}", s, f"{LUNAR} --learning-rate {lr} {f}") for lr in RATES for n, s, f in TUNED]
+    + [(f"CartPole-v1, {n}", s, f"--env-id CartPole-v1 --total-timesteps 500000 {f}") for n, s, f in TUNED]
+    + [(f"Acrobot-v1, {n}", s, f"--env-id Acrobot-v1 --total-timesteps 300000 {f}") for n, s, f in TUNED],
+    "report": [(f"CartPole-v1, {n}", s, "--env-id CartPole-v1") for n, s in PAIR]
+    + [(f"LunarLander-v3, {n}", s, f"--env-id LunarLander-v3 --learning-rate {LUNAR_RATE[s]}") for n, s in PAIR],
 }
+COLLAPSE = (
+    "nc1",
+    "variability_quotient",
+    "cdnv",
+    "alignment",
+    "means_equinorm",
+    "means_max_angle",
+    "etf_error",
+    "self_duality",
+)
+COLLAPSE += ("mean_weight_cosine", "classes_present", "policy_variance", "feature_norm")
 
 
 @dataclass
@@ -78,20 +77,37 @@ def run_once(script, flags, seed):
     return record
 
 
+def mean_error(values):
+    """Mean and standard error over seeds, of the finite values."""
+    values = np.array(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return "undefined"
+    return f"{values.mean():.3g} +- {values.std(ddof=1) / len(values) ** 0.5:.2g}" if len(values) > 1 else f"{values[0]:.3g}"
+
+
 def main():
     args = tyro.cli(Args)
     seeds = args.seeds or {"tune": range(101, 106), "report": range(1, 11)}[args.study]
-    study = STUDIES[args.study]
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [[pool.submit(run_once, script, flags, seed) for seed in seeds] for _, script, flags in study]
-        print("| arm | final return, median (each seed) | final, mean +- standard error | area under the curve |")
-        print("|---|---|---|---|")
-        for (name, _, _), runs in zip(study, futures, strict=True):
-            records = [run.result() for run in runs]
-            finals, areas = [[record[key] for record in records] for key in ("final_return", "auc")]
-            error = lambda x: f"{np.mean(x):.1f} +- {np.std(x, ddof=1) / len(x) ** 0.5:.1f}"  # noqa: E731
-            each = " ".join(f"{final:.0f}" for final in finals)
-            print(f"| {name} | {statistics.median(finals):.1f} ({each}) | {error(finals)} | {error(areas)} |", flush=True)
+        futures = [[pool.submit(run_once, script, flags, seed) for seed in seeds] for _, script, flags in STUDIES[args.study]]
+    studies = [
+        (name, [future.result() for future in runs]) for (name, *_), runs in zip(STUDIES[args.study], futures, strict=True)
+    ]
+    print("| arm | final return, median | each seed | mean +- standard error | area under the curve |")
+    print("|---|---|---|---|---|")
+    for name, records in studies:
+        finals, areas = [[record[key] for record in records] for key in ("final_return", "auc")]
+        each = " ".join(f"{final:.0f}" for final in finals)
+        print(f"| {name} | {statistics.median(finals):.1f} | {each} | {mean_error(finals)} | {mean_error(areas)} |")
+    for name, records in studies if args.study == "report" else []:
+        print(f"\n{name}:\n\n| metric | untrained | trained | trained, labels permuted |\n|---|---|---|---|")
+        for metric in COLLAPSE:
+            cells = []
+            for group, row in (("collapse", 0), ("collapse", -1), ("collapse_null", -1)):
+                values = [record["rows"][row].get(f"{group}/{metric}", "") for record in records]
+                cells.append(mean_error([value or "nan" for value in values]))
+            print(f"| `{metric}` | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ Importing this module registers them. `Clock` and `Silence` also record what was
 """
 
 import os
+import random
 import signal
 from collections import namedtuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
-Call = namedtuple("Call", "env kind obs action reward seed")
+Call = namedtuple("Call", "env kind obs action reward after terminated truncated seed", defaults=(None,) * 6)
 CALLS = []  # every reset and step of the recording environments, in order, for as long as nobody clears it
 
 
@@ -193,7 +195,7 @@ class DiscreteObservation(Probe):
 
 
 class Clock(Probe):
-    """Observation (time, episode), reward 100 episode + time; ends at random, by termination or by truncation.
+    """Observation (time, episode), from which the reward follows; ends at random, by termination or by truncation.
 
     Each call is recorded, with the observation it was made in.
     """
@@ -215,25 +217,37 @@ class Clock(Probe):
 
     def reset(self, *, seed=None, options=None):
         obs, info = super().reset(seed=seed, options=options)
-        CALLS.append(Call(self.instance, "reset", obs, None, None, seed))
+        CALLS.append(Call(self.instance, "reset", obs, seed=seed))
         return obs, info
 
     def step(self, action):
         before = self.show()
-        result = super().step(action)
-        CALLS.append(Call(self.instance, "step", before, int(action), result[1], None))
-        return result
+        after, reward, terminated, truncated, info = super().step(action)
+        CALLS.append(Call(self.instance, "step", before, int(action), reward, after, terminated, truncated))
+        return after, reward, terminated, truncated, info
 
     def advance(self, action):
         over = self.time == self.state
         truncated = over and self.episode % 2 == 0
-        return 100 * self.episode + self.time - 1, over and not truncated, truncated
+        return self.episode % 4 - 1.5 + self.time / 8, over and not truncated, truncated
 
 
 class Silence(Clock):
-    """The observation is always zero, so that untrained logits are zero and the actions are the noise's choice."""
+    """The observation is always zero, so that untrained logits are zero and the actions are the noise's choice.
+
+    With `draws` it takes random numbers from everybody's generators, as some environments do.
+    """
 
     action_space = Discrete(6)
+
+    def __init__(self, draws=0, **kwargs):
+        super().__init__(**kwargs)
+        self.draws = draws
+
+    def step(self, action):
+        for _ in range(self.draws):
+            random.random(), np.random.random(), torch.rand(1)
+        return super().step(action)
 
     def show(self):
         return np.zeros(2, dtype=np.float32)

@@ -144,6 +144,7 @@ def test_action_noise_is_paired(tmp_path):
     assert first_actions("ppo_acpg", tmp_path, "--action-layer", "random", "--feature-constraint", "ball") == expected
     assert first_actions("ppo_acpg", tmp_path, "--action-layer", "learned", "--feature-dim", 5) == expected
     assert first_actions("ppo_baseline", tmp_path, "--update-epochs", 3, "--diagnostics-interval", 0) == expected
+    assert first_actions("ppo_baseline", tmp_path, "--env-kwargs", '{"draws": 3}') == expected
     assert first_actions("ppo_baseline", tmp_path, "--seed", 2) != expected
 
 
@@ -177,19 +178,47 @@ def test_episodes_are_booked_whole(script, tmp_path):
     assert {value for _, value in events["charts/episodic_length"]} == {3.0}
 
 
-@both
-def test_losses_are_means_over_all_minibatches(script, tmp_path):
-    """With frozen weights, the logged losses are those of the whole batch, which the last minibatch's are not."""
-    flags = ("--total-timesteps", 64, "--num-envs", 4, "--num-steps", 16, "--num-minibatches", 8, "--update-epochs", 1)
-    result = train(script, "ObservationReward", tmp_path / "run", *flags, *FROZEN)
-    obs = torch.as_tensor(np.asarray(result.obs)).reshape(-1, 1)  # the reward is the observation, the episode one step
+def advantages_by_hand(agent, calls, gamma, gae_lambda):
+    """Generalized advantage estimates of consecutive steps of one environment, straight from their definition."""
     with torch.no_grad():
-        value_loss = 0.5 * (result.agent.value(obs) - obs[:, 0]).square().mean().item()
-        logprobs = result.agent.logits(obs).log_softmax(-1)
+        before = agent.value(torch.as_tensor(np.stack([call.obs for call in calls]))).tolist()
+        after = agent.value(torch.as_tensor(np.stack([call.after for call in calls]))).tolist()
+    advantages = []
+    for start in range(len(calls)):
+        total, factor = 0.0, 1.0
+        for call, value, next_value in list(zip(calls, before, after, strict=True))[start:]:
+            total += factor * (call.reward + (0.0 if call.terminated else gamma * next_value) - value)
+            if call.terminated or call.truncated:
+                break
+            factor *= gamma * gae_lambda
+        advantages.append(total)
+    return advantages
+
+
+@both
+@pytest.mark.parametrize("seed", [1, 2])
+def test_losses_by_hand(script, seed, tmp_path):
+    """With frozen weights the first update's losses follow from the environments' own record of what happened.
+
+    They are means over all minibatches, which the last minibatch's are not; and the value loss, half the mean squared
+    advantage here, tells where the critic was asked for the value of the next state and where the sum was cut.
+    """
+    flags = ("--num-envs", 3, "--num-steps", 32, "--total-timesteps", 96, "--num-minibatches", 8, "--update-epochs", 2)
+    flags += ("--gamma", 0.9, "--gae-lambda", 0.8, "--no-norm-adv", "--seed", seed, *FROZEN)
+    agent = train(script, "Clock", tmp_path / "run", *flags).agent
+    calls = steps_by_env()
+    ends = [(call.terminated, call.truncated) for each in calls for call in each]
+    assert ends.count((True, False)) > 3 < ends.count((False, True))
+    advantages = np.concatenate([advantages_by_hand(agent, each, 0.9, 0.8) for each in calls])
+    with torch.no_grad():
+        logprobs = agent.logits(torch.as_tensor(np.stack([call.obs for each in calls for call in each]))).log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1).mean().item()
     events, _ = read_events(tmp_path / "run")
-    assert events["losses/value_loss"] == [(64, pytest.approx(value_loss, rel=1e-4))]
-    assert events["losses/entropy"] == [(64, pytest.approx(entropy, rel=1e-4))]
+    assert events["losses/value_loss"] == [(96, pytest.approx(np.square(advantages).mean() / 2, rel=1e-4))]
+    assert events["losses/policy_loss"] == [(96, pytest.approx(-advantages.mean(), rel=1e-4))]
+    assert events["losses/entropy"] == [(96, pytest.approx(entropy, rel=1e-4))]
+    assert events["losses/clipfrac"] == [(96, 0.0)]
+    assert events["losses/approx_kl"] == [(96, pytest.approx(0.0, abs=1e-6))]
 
 
 @both
@@ -472,6 +501,29 @@ def test_learned_layer_starts_at_the_etf_and_is_trained(tmp_path):
     torch.testing.assert_close(start, etf, rtol=0, atol=1e-20)
     assert not torch.equal(end, etf)
     assert end.requires_grad and not etf.requires_grad
+
+
+@pytest.mark.parametrize("constraint", ["tanh", "ball", "sphere", "none"])
+def test_feature_constraints(constraint, tmp_path):
+    """logits = scale W h, with h in the box, in the ball, on the sphere, or anywhere."""
+    flags = ("--feature-constraint", constraint, "--etf-scale", 3.5, "--feature-gain", 2)
+    agent = train("ppo_acpg", "CartPole-v1", tmp_path / "run", *TINY, *FROZEN, *flags).agent
+    obs = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        near, far = agent.features(0.01 * obs), agent.features(100 * obs)
+        weight = agent.action_layer.weight
+        torch.testing.assert_close(agent.logits(obs), 3.5 * agent.features(obs) @ weight.T, rtol=1e-4, atol=1e-5)
+    norms = torch.cat([near, far]).norm(dim=1)
+    one = torch.ones(64)
+    assert (far < 0).any() and (far > 0).any(), "features are signed"
+    if constraint == "sphere":
+        torch.testing.assert_close(norms, torch.cat([one, one]))
+    elif constraint == "ball":
+        torch.testing.assert_close(norms[64:], one)
+        assert (norms[:64] < 0.5).all()
+    else:
+        assert (norms[:64] < 0.5).all() and (norms[64:] > 1.5).all()
+        assert (far.abs().max() <= 1) == (constraint == "tanh")
 
 
 def test_layer_orientation_depends_on_the_seed(tmp_path):
