@@ -19,6 +19,7 @@ import platform
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -176,7 +177,12 @@ def check_env(args):
     try:
         env = make_env(args, 0)()
     except Exception as error:  # anything can go wrong in somebody else's environment
-        raise ValueError(f"--env-id {args.env_id} cannot be made: {' '.join(str(error).split())}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            hint = f"; pip install {error.name}"
+        elif isinstance(error, gym.error.NamespaceNotFound):
+            hint = " pip install it and put its module in front, as in ale_py:ALE/Pong-v5"
+        raise ValueError(f"--env-id {args.env_id} cannot be made: {' '.join(str(error).split())}{hint}") from error
     observation_space, action_space = env.observation_space, env.action_space
     env.close()
     if not isinstance(action_space, gym.spaces.Discrete):
@@ -410,8 +416,9 @@ class Run:
     """The run's folder: event file, progress.csv, run.json, model.pt and videos; also the progress bar.
 
     `Run(args, agent)` takes over the folder, replacing an earlier run's files; a folder that holds anything but a run is
-    refused with a ValueError. As a context manager it flushes and closes everything however training ends, saves the
-    agent if --save-model asks for it, and turns Ctrl-C into exit status 130.
+    refused with a ValueError. As a context manager it flushes and closes everything however training ends, and saves the
+    agent if --save-model asks for it. Ctrl-C ends the run after the update in progress, with exit status 130; a second one
+    at once.
     """
 
     ROWS = 200  # at most so many rows in progress.csv
@@ -448,7 +455,7 @@ class Run:
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
         self.file = open(self.path / "progress.csv", "w", newline="", buffering=1)
         self.csv, self.window, self.waiting, self.grid = None, {}, [], 0
-        self.returns, self.step = deque(maxlen=100), 0
+        self.returns, self.step, self.interrupted = deque(maxlen=100), 0, False
         self.bar = tqdm(total=args.total_timesteps, unit="step", unit_scale=True, disable=None)
         self.start = time.perf_counter()
 
@@ -501,16 +508,20 @@ class Run:
         grid = step * (self.ROWS - 1) // self.args.total_timesteps
         if grid > self.grid or step == 0:
             self.grid = grid
-            self.write_row()
+            self.end_row()
+            if step > 0:  # which columns there are is known after the first update only
+                self.write_rows()
+        if self.interrupted:
+            raise KeyboardInterrupt
 
-    def write_row(self):
-        row = {"global_step": self.step} | {tag: sum(v) / len(v) if v else "" for tag, v in self.window.items()}
-        self.waiting.append(row)
+    def end_row(self):
+        row = {tag: sum(values) / len(values) if values else "" for tag, values in self.window.items()}
+        self.waiting.append({"global_step": self.step} | row)
         self.window = {tag: [] for tag in self.window}
-        if self.step == 0:
-            return  # which columns there are is known after the first update only
+
+    def write_rows(self):
         if self.csv is None:
-            self.csv = csv.DictWriter(self.file, list(row), restval="")
+            self.csv = csv.DictWriter(self.file, list(self.waiting[-1]), restval="")
             self.csv.writeheader()
         self.csv.writerows(self.waiting)
         self.waiting = []
@@ -522,14 +533,22 @@ class Run:
         torch.save(checkpoint, self.path / "model.pt.tmp")
         (self.path / "model.pt.tmp").replace(self.path / "model.pt")
 
+    def interrupt(self, *_):
+        """On Ctrl-C. Raising here could leave an update half done, or the event writer waiting for itself for ever."""
+        self.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def __enter__(self):
+        self.old_handler = signal.signal(signal.SIGINT, self.interrupt)
         return self
 
     def __exit__(self, kind, error, traceback):
         seconds = time.perf_counter() - self.start
         self.bar.close()
         if any(self.window.values()):
-            self.write_row()
+            self.end_row()
+        if self.waiting:
+            self.write_rows()
         self.file.close()
         self.writer.close()
         if self.args.save_model:
@@ -538,6 +557,7 @@ class Run:
         final = float(np.mean(self.returns)) if self.returns else None
         self.record |= {"status": status, "global_step": self.step, "wall_time": seconds, "final_return": final}
         self.write_record()
+        signal.signal(signal.SIGINT, self.old_handler)
         mean = f"mean return {final:.1f} over the last {len(self.returns)} episodes" if self.returns else "no episode ended"
         print(f"{self.args.env_id} {self.args.exp_name} seed {self.args.seed} {status}: {mean}, ", end="")
         print(f"{self.step} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
@@ -556,35 +576,34 @@ if __name__ == "__main__":
         torch.set_num_threads(args.torch_threads)
         device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
         agent = Agent(observation_space, action_space, args).to(device)
+        parameters = flatten_parameters(agent)
+        optimizer = torch.optim.Adam([parameters], lr=args.learning_rate, eps=1e-5, fused=True)
+        loss_function = torch.compile(ppo_loss) if args.compile else ppo_loss
         run = Run(args, agent)
     except ValueError as error:
         sys.exit(f"error: {error}")
-
-    parameters = flatten_parameters(agent)
-    optimizer = torch.optim.Adam([parameters], lr=args.learning_rate, eps=1e-5, fused=True)
-    loss_function = torch.compile(ppo_loss) if args.compile else ppo_loss
-    shuffling, permuting = make_generator(args.seed, stream=2), make_generator(args.seed, stream=3)
-    acting = np.random.default_rng((args.seed, 4))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
     # SAME_STEP: the step that ends an episode also resets it, so every step is a real one.
     # copy=False: the observations live in one buffer, which is copied out before the next step.
     video_dir = run.path / "videos" if args.capture_video else None
-    envs = SyncVectorEnv(
-        [make_env(args, i, video_dir) for i in range(args.num_envs)], copy=False, autoreset_mode=AutoresetMode.SAME_STEP
-    )
-    # A list: reset(seed=s) would give environment i seed s + i, and runs with neighbouring seeds shared environments.
-    env_seeds = np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist()
-    next_obs, _ = envs.reset(seed=env_seeds)
+    env_fns = [make_env(args, i, video_dir) for i in range(args.num_envs)]
+    with run, closing(SyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)) as envs:
+        # A list: reset(seed=s) would give environment i seed s + i, and runs with neighbouring seeds shared environments.
+        env_seeds = np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist()
+        next_obs, _ = envs.reset(seed=env_seeds)
+        shuffling, permuting = make_generator(args.seed, stream=2), make_generator(args.seed, stream=3)
+        acting = np.random.default_rng((args.seed, 4))
 
-    # Storage of one rollout, on the host: environments live there, and one transfer per rollout is cheaper than many.
-    num_actions, action_start = int(action_space.n), int(action_space.start)
-    obs = np.zeros((args.num_steps, *next_obs.shape), dtype=np.float32)
-    actions = np.zeros((args.num_steps, args.num_envs), dtype=np.int64)
-    logits = np.zeros((args.num_steps, args.num_envs, num_actions), dtype=np.float32)
-    rewards, terminations, truncations = np.zeros((3, args.num_steps, args.num_envs), dtype=np.float32)
-    episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
+        # Storage of one rollout, on the host: environments live there, and one transfer per rollout is cheaper than many.
+        num_actions, action_start = int(action_space.n), int(action_space.start)
+        obs = np.zeros((args.num_steps, *next_obs.shape), dtype=np.float32)
+        actions = np.zeros((args.num_steps, args.num_envs), dtype=np.int64)
+        logits = np.zeros((args.num_steps, args.num_envs, num_actions), dtype=np.float32)
+        rewards, terminations, truncations = np.zeros((3, args.num_steps, args.num_envs), dtype=np.float32)
+        episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
 
-    with run, closing(envs):
         for iteration in range(1, args.num_iterations + 1):
             if args.anneal_lr:
                 optimizer.param_groups[0]["lr"] = (1.0 - (iteration - 1.0) / args.num_iterations) * args.learning_rate

@@ -53,6 +53,14 @@ def test_action_reward(script, tmp_path):
     assert values(agent, obs)[0] > 0.7
 
 
+def test_entropy_bonus(script, tmp_path):
+    """A large entropy bonus keeps both actions, though one pays and the other costs."""
+    agent = learn(script, tmp_path, "ActionReward", 4096, "--ent-coef", 10)
+    with torch.no_grad():
+        probs = agent.logits(torch.ones(1, 1)).softmax(-1)
+    assert 0.2 < probs.min()
+
+
 def test_action_observation_reward(script, tmp_path):
     """The right action depends on the observation."""
     agent = learn(script, tmp_path, "ActionObservationReward", 6144)
