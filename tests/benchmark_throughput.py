@@ -2,6 +2,8 @@
 
     pip install stable-baselines3==2.9.2
     python tests/benchmark_throughput.py --pairs 5
+    python tests/benchmark_throughput.py --pairs 5 --extra=--compile --total-timesteps 409600 --warmup 204800
+    python tests/benchmark_throughput.py --pairs 5 --diagnostics     # what the collapse metrics cost
 
 Each round runs the scripts and Stable-Baselines3 one after the other as processes of their own, at the same
 hyperparameters (CleanRL's defaults, see docs/parity.md for the mapping), with our diagnostics and logging on and
@@ -36,6 +38,8 @@ class Args:
     """the environment"""
     extra: str = ""
     """further flags for the scripts, such as --extra=--compile"""
+    diagnostics: bool = False
+    """measure the cost of the collapse metrics instead: at every update against never, scaled to the default interval"""
     sb3: bool = False
     """(internal) run Stable-Baselines3 once and print its steps per second"""
 
@@ -73,9 +77,9 @@ def measure_sb3(args):
     print((model.num_timesteps - clock.start_step) / (time.perf_counter() - clock.start))
 
 
-def measure_script(script, args, folder):
+def measure_script(script, args, folder, *extra):
     command = [sys.executable, str(ROOT / script), "--env-id", args.env_id, "--run-dir", str(folder / script)]
-    command += ["--total-timesteps", str(args.total_timesteps), *args.extra.split()]
+    command += ["--total-timesteps", str(args.total_timesteps), *args.extra.split(), *extra]
     subprocess.run(command, check=True, capture_output=True, env=environment())
     with open(folder / script / "progress.csv") as file:
         rows = [(int(row["global_step"]), float(row["charts/SPS"])) for row in csv.DictReader(file) if row["charts/SPS"]]
@@ -87,10 +91,26 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def measure_diagnostics(script, args):
+    """Seconds that the metrics take per second of training without them, at the default interval, in each round."""
+    interval, shares = 20, []
+    for _ in range(args.pairs):
+        with tempfile.TemporaryDirectory() as folder:
+            often, never = (measure_script(script, args, Path(folder), "--diagnostics-interval", str(i)) for i in (1, 0))
+        shares.append((never / often - 1) / interval)
+    print(
+        f"{script}: collapse metrics take {100 * statistics.median(shares):.2f} % of training time at the default interval ",
+        end="",
+    )
+    print(f"(median of {len(shares)}, {100 * min(shares):.2f} to {100 * max(shares):.2f})", flush=True)
+
+
 def main():
     args = tyro.cli(Args)
     if args.sb3:
         return measure_sb3(args)
+    if args.diagnostics:
+        return [measure_diagnostics(script, args) for script in ("ppo_baseline.py", "ppo_acpg.py")]
     scripts = ["ppo_baseline.py", "ppo_acpg.py"]
     rounds = []
     print("round  " + "  ".join(f"{name:>16}" for name in [*scripts, "SB3"]), flush=True)
