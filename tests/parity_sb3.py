@@ -68,13 +68,18 @@ def run_sb3(env_id, seed, path):
     Path(path).write_text(json.dumps([(int(step), float(value)) for step, value in callback.episodes]))
 
 
+def run(command):
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {result.stderr[-1000:]}")
+
+
 def curve_sb3(env_id, seed):
     """Mean return of the episodes that ended in each of the 199 equal windows of training, nan where none did."""
     path = RUNS / f"sb3__{env_id}__{seed}.json"
     if not path.exists():
         temporary = path.with_suffix(".tmp")
-        command = [sys.executable, __file__, "--sb3", f"{env_id}:{seed}:{temporary}"]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        run([sys.executable, __file__, "--sb3", f"{env_id}:{seed}:{temporary}"])
         temporary.replace(path)
     steps, values = np.array(json.loads(path.read_text())).T
     window = (np.ceil(steps / 512) - 1) * 512 * 199 // STEPS + 1  # as progress.csv of ppo_baseline.py counts them
@@ -89,8 +94,7 @@ def curve_ours(env_id, seed):
         finished = False
     if not finished:
         command = [sys.executable, str(ROOT / "ppo_baseline.py"), "--env-id", env_id, "--seed", str(seed), "--no-clip-vloss"]
-        command += ["--learning-rate", str(RATES[env_id]), "--total-timesteps", str(STEPS), "--run-dir", str(folder)]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        run([*command, "--learning-rate", str(RATES[env_id]), "--total-timesteps", str(STEPS), "--run-dir", str(folder)])
     with open(folder / "progress.csv") as file:
         values = [row["charts/episodic_return"] for row in csv.DictReader(file)][1:]
     return np.array([float(value) if value else np.nan for value in values])
@@ -99,7 +103,8 @@ def curve_ours(env_id, seed):
 def main():
     args = tyro.cli(Args)
     if args.sb3:
-        return run_sb3(*args.sb3.split(":", 2))
+        env_id, seed, path = args.sb3.split(":", 2)
+        return run_sb3(env_id, int(seed), path)
     from scipy import stats
 
     RUNS.mkdir(parents=True, exist_ok=True)
