@@ -428,10 +428,7 @@ class Run:
         self.args, self.agent, self.path = args, agent, Path(args.run_dir or Path("runs") / re.sub(r"[^\w.=-]+", "_", name))
         self.record = {"acpg_run": 1, "status": "running", "args": vars(args), "versions": self.versions()}
         if args.track:
-            try:
-                import wandb
-            except ImportError as error:
-                raise ValueError("--track needs Weights & Biases: pip install wandb") from error
+            self.track()
         if args.capture_video:
             try:
                 import moviepy  # noqa: F401
@@ -441,15 +438,6 @@ class Run:
             self.take_over()
         except OSError as error:
             raise ValueError(f"--run-dir {self.path} cannot be written: {error.strerror}; choose another") from error
-        if args.track:
-            wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity,
-                name=self.path.name,
-                config=vars(args),
-                sync_tensorboard=True,
-                save_code=True,
-            )
         self.writer = SummaryWriter(str(self.path))
         table = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
@@ -458,6 +446,17 @@ class Run:
         self.returns, self.step, self.interrupted = deque(maxlen=100), 0, False
         self.bar = tqdm(total=args.total_timesteps, unit="step", unit_scale=True, disable=None)
         self.start = time.perf_counter()
+
+    def track(self):
+        try:
+            import wandb
+
+            where = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
+            wandb.init(**where, name=self.path.name, config=vars(self.args), sync_tensorboard=True, save_code=True)
+        except ImportError as error:
+            raise ValueError("--track needs Weights & Biases: pip install wandb") from error
+        except Exception as error:  # not logged in, no network, no such entity
+            raise ValueError(f"--track: Weights & Biases did not start: {' '.join(str(error).split())}") from error
 
     @staticmethod
     def versions():
@@ -474,7 +473,7 @@ class Run:
         if self.path.exists() and any(self.path.iterdir()):
             try:
                 ours = "acpg_run" in json.loads(marker.read_text())
-            except (OSError, ValueError):
+            except (OSError, ValueError, TypeError):
                 ours = False
             if not ours:
                 raise ValueError(f"--run-dir {self.path} holds other files than a run's; choose another or empty it")
