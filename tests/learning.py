@@ -105,8 +105,8 @@ def main():
         for metric in COLLAPSE:
             cells = []
             for group, row in (("collapse", 0), ("collapse", -1), ("collapse_null", -1)):
-                values = [record["rows"][row].get(f"{group}/{metric}", "") for record in records]
-                cells.append(mean_error([value or "nan" for value in values]))
+                values = [record["rows"][row].get(f"{group}/{metric}") for record in records]
+                cells.append("" if None in values else mean_error([value or "nan" for value in values]))
             print(f"| `{metric}` | {' | '.join(cells)} |")
 
 
