@@ -1,7 +1,7 @@
 """ACPG on PPO: a policy gradient with a fixed simplex ETF as its action-selection layer.
 
     python ppo_acpg.py --env-id CartPole-v1
-    python ppo_acpg.py --env-id LunarLander-v3 --learning-rate 8e-4 --seed 2
+    python ppo_acpg.py --env-id LunarLander-v3 --learning-rate 2e-3 --seed 2
     python ppo_acpg.py --env-id LunarLander-v3 --action-layer random     # control: a fixed layer that is no ETF
     python ppo_acpg.py --env-id LunarLander-v3 --action-layer learned    # control: starts at the ETF, is trained
     tensorboard --logdir runs

@@ -1,7 +1,7 @@
 """PPO with a learnable action-selection layer: the twin that `ppo_acpg.py` is compared with.
 
     python ppo_baseline.py --env-id CartPole-v1
-    python ppo_baseline.py --env-id LunarLander-v3 --learning-rate 8e-4 --seed 2
+    python ppo_baseline.py --env-id LunarLander-v3 --learning-rate 2e-3 --seed 2
     python ppo_baseline.py --env-id CliffWalking-v1 --max-episode-steps 200
     python ppo_baseline.py --env-id my_package:MyEnv-v0 --env-kwargs '{"size": 5}'
     tensorboard --logdir runs
