@@ -21,8 +21,12 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "parity"
-STEPS = 976 * 512  # CleanRL's 500,000 in whole batches of 4 x 128
-RATES = {"CartPole-v1": 2.5e-4, "LunarLander-v3": 2e-3}
+# environment, rollouts of 4 x 128 steps, learning rate, whether the value loss is clipped
+COMPARISONS = [
+    ("CartPole-v1", 390, 2e-3, True),
+    ("LunarLander-v3", 390, 2e-3, True),
+    ("CartPole-v1", 976, 2.5e-4, False),
+]
 MARGINS = {"CartPole-v1": {"auc": 25, "final": 25}, "LunarLander-v3": {"auc": 40, "final": 60}}
 
 
@@ -33,10 +37,10 @@ class Args:
     jobs: int = 2
     """runs at a time"""
     sb3: str = ""
-    """(internal) run Stable-Baselines3 once, on ENV:SEED:FILE"""
+    """(internal) run Stable-Baselines3 once: COMPARISON:SEED:FILE"""
 
 
-def run_sb3(env_id, seed, path):
+def run_sb3(comparison, seed, path):
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
@@ -49,22 +53,23 @@ def run_sb3(env_id, seed, path):
             self.episodes += [(self.num_timesteps, info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
             return True
 
+    env_id, rollouts, rate, clip = comparison
     torch.set_num_threads(1)
     model = PPO(
         "MlpPolicy",
         make_vec_env(env_id, n_envs=4, seed=seed),
-        learning_rate=lambda remaining: RATES[env_id] * (remaining + 512 / STEPS),
+        learning_rate=lambda remaining: rate * (remaining + 1 / rollouts),
         n_steps=128,
         batch_size=128,
         n_epochs=4,
-        clip_range_vf=None,
+        clip_range_vf=0.2 if clip else None,
         ent_coef=0.01,
         vf_coef=0.25,
         seed=seed,
         device="cpu",
     )
     callback = Episodes()
-    model.learn(STEPS, callback=callback)
+    model.learn(rollouts * 512, callback=callback)
     Path(path).write_text(json.dumps([(int(step), float(value)) for step, value in callback.episodes]))
 
 
@@ -74,27 +79,33 @@ def run(command):
         raise RuntimeError(f"{' '.join(command)}: {result.stderr[-1000:]}")
 
 
-def curve_sb3(env_id, seed):
+def name(program, comparison, seed):
+    env_id, rollouts, rate, clip = comparison
+    return RUNS / f"{program}__{env_id}__{rollouts}__{rate}__{'clip' if clip else 'noclip'}__{seed}"
+
+
+def curve_sb3(comparison, seed):
     """Mean return of the episodes that ended in each of the 199 equal windows of training, nan where none did."""
-    path = RUNS / f"sb3__{env_id}__{seed}.json"
+    path = name("sb3", comparison, seed)
     if not path.exists():
         temporary = path.with_suffix(".tmp")
-        run([sys.executable, __file__, "--sb3", f"{env_id}:{seed}:{temporary}"])
+        run([sys.executable, __file__, "--sb3", f"{COMPARISONS.index(comparison)}:{seed}:{temporary}"])
         temporary.replace(path)
     steps, values = np.array(json.loads(path.read_text())).T
-    window = (np.ceil(steps / 512) - 1) * 512 * 199 // STEPS + 1  # as progress.csv of ppo_baseline.py counts them
+    window = (np.ceil(steps / 512) - 1) * 199 // comparison[1] + 1  # as progress.csv of ppo_baseline.py counts them
     return np.array([values[window == i].mean() if (window == i).any() else np.nan for i in range(1, 200)])
 
 
-def curve_ours(env_id, seed):
-    folder = RUNS / f"ppo_baseline__{env_id}__{seed}"
+def curve_ours(comparison, seed):
+    folder, (env_id, rollouts, rate, clip) = name("ppo_baseline", comparison, seed), comparison
     try:
         finished = json.loads((folder / "run.json").read_text())["status"] == "finished"
     except OSError:
         finished = False
     if not finished:
-        command = [sys.executable, str(ROOT / "ppo_baseline.py"), "--env-id", env_id, "--seed", str(seed), "--no-clip-vloss"]
-        run([*command, "--learning-rate", str(RATES[env_id]), "--total-timesteps", str(STEPS), "--run-dir", str(folder)])
+        command = [sys.executable, str(ROOT / "ppo_baseline.py"), "--env-id", env_id, "--seed", str(seed)]
+        command += ["--learning-rate", str(rate), "--total-timesteps", str(rollouts * 512), "--run-dir", str(folder)]
+        run([*command, "--clip-vloss" if clip else "--no-clip-vloss"])
     with open(folder / "progress.csv") as file:
         values = [row["charts/episodic_return"] for row in csv.DictReader(file)][1:]
     return np.array([float(value) if value else np.nan for value in values])
@@ -103,32 +114,37 @@ def curve_ours(env_id, seed):
 def main():
     args = tyro.cli(Args)
     if args.sb3:
-        env_id, seed, path = args.sb3.split(":", 2)
-        return run_sb3(env_id, int(seed), path)
+        index, seed, path = args.sb3.split(":", 2)
+        return run_sb3(COMPARISONS[int(index)], int(seed), path)
     from scipy import stats
 
     RUNS.mkdir(parents=True, exist_ok=True)
     seeds = range(1, args.seeds + 1)
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {
-            (env_id, name): [pool.submit(curve, env_id, seed) for seed in seeds]
-            for env_id in RATES
-            for name, curve in (("ours", curve_ours), ("SB3", curve_sb3))
+            (comparison, curve): [pool.submit(curve, comparison, seed) for seed in seeds]
+            for comparison in COMPARISONS
+            for curve in (curve_ours, curve_sb3)
         }
-    print("| environment | measure | ppo_baseline.py | Stable-Baselines3 | difference, 95 % interval | margin | verdict |")
-    print("|---|---|---|---|---|---|---|")
-    for env_id in RATES:
+    print(
+        "| environment | steps, learning rate | value loss | measure | ppo_baseline.py | SB3 | difference, 95 % interval | margin | |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for comparison in COMPARISONS:
+        env_id, rollouts, rate, clip = comparison
         for measure, first in (("auc", 0), ("final", -20)):
             ours, theirs = (
-                np.array([np.nanmean(future.result()[first:]) for future in futures[env_id, name]]) for name in ("ours", "SB3")
+                np.array([np.nanmean(future.result()[first:]) for future in futures[comparison, curve]])
+                for curve in (curve_ours, curve_sb3)
             )
             interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
             margin = MARGINS[env_id][measure]
             inside = max(abs(interval.low), abs(interval.high)) < margin
-            cells = [f"{x.mean():.1f} (sd {x.std(ddof=1):.1f})" for x in (ours, theirs)]
-            difference = f"{ours.mean() - theirs.mean():+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
-            verdict = "equivalent" if inside else "not shown" if interval.low < 0 < interval.high else "different"
-            print(f"| {env_id} | {measure} | {' | '.join(cells)} | {difference} | {margin} | {verdict} |", flush=True)
+            cells = [env_id, f"{rollouts * 512:,}, {rate}", "clipped" if clip else "plain", measure]
+            cells += [f"{x.mean():.1f} (sd {x.std(ddof=1):.1f})" for x in (ours, theirs)]
+            cells += [f"{ours.mean() - theirs.mean():+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]", str(margin)]
+            verdict = "equivalent" if inside else "not decided" if interval.low < 0 < interval.high else "different"
+            print(f"| {' | '.join(cells)} | {verdict} |", flush=True)
 
 
 if __name__ == "__main__":
