@@ -88,7 +88,7 @@ def curve_sb3(comparison, seed):
     """Mean return of the episodes that ended in each of the 199 equal windows of training, nan where none did."""
     path = name("sb3", comparison, seed)
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_name(f"{path.name}.tmp")
         run([sys.executable, __file__, "--sb3", f"{COMPARISONS.index(comparison)}:{seed}:{temporary}"])
         temporary.replace(path)
     steps, values = np.array(json.loads(path.read_text())).T
@@ -126,9 +126,7 @@ def main():
             for comparison in COMPARISONS
             for curve in (curve_ours, curve_sb3)
         }
-    print(
-        "| environment | steps, learning rate | value loss | measure | ppo_baseline.py | SB3 | difference, 95 % interval | margin | |"
-    )
+    print("| environment | steps, lr | value loss | measure | ppo_baseline.py | SB3 | difference, 95 % interval | margin | |")
     print("|---|---|---|---|---|---|---|---|---|")
     for comparison in COMPARISONS:
         env_id, rollouts, rate, clip = comparison
