@@ -61,7 +61,7 @@ def measure_sb3(args):
     torch.set_num_threads(1)
     model = PPO(
         "MlpPolicy",
-        make_vec_env(args.env_id, n_envs=4, seed=1),
+        make_vec_env(args.env_id, n_envs=4, seed=1, env_kwargs={"render_mode": None}),
         learning_rate=lambda remaining: 2.5e-4 * remaining,
         n_steps=128,
         batch_size=128,

@@ -57,7 +57,7 @@ def run_sb3(comparison, seed, path):
     torch.set_num_threads(1)
     model = PPO(
         "MlpPolicy",
-        make_vec_env(env_id, n_envs=4, seed=seed),
+        make_vec_env(env_id, n_envs=4, seed=seed, env_kwargs={"render_mode": None}),
         learning_rate=lambda remaining: rate * (remaining + 1 / rollouts),
         n_steps=128,
         batch_size=128,
