@@ -126,7 +126,7 @@ def main():
             for comparison in COMPARISONS
             for curve in (curve_ours, curve_sb3)
         }
-    print("| environment | steps, lr | value loss | measure | ppo_baseline.py | SB3 | difference, 95 % interval | margin | |")
+    print("| environment | steps, lr | value loss | measure | ours | SB3 | difference, 95 % interval | margin | verdict |")
     print("|---|---|---|---|---|---|---|---|---|")
     for comparison in COMPARISONS:
         env_id, rollouts, rate, clip = comparison
