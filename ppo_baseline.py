@@ -76,7 +76,7 @@ class Args:
     total_timesteps: int = 500000
     """environment steps to train for, all environments together"""
     learning_rate: float = 2.5e-4
-    """learning rate of Adam"""
+    """learning rate of the optimiser"""
     num_envs: int = 4
     """environments stepped side by side"""
     num_steps: int = 128

@@ -1,0 +1,696 @@
+"""ACPG on REINFORCE: a policy gradient with a fixed simplex ETF as its action-selection layer.
+
+    python reinforce_acpg.py --env-id CartPole-v1
+    python reinforce_acpg.py --env-id Acrobot-v1 --seed 2
+    python reinforce_acpg.py --env-id Acrobot-v1 --action-layer random     # control: a fixed layer that is no ETF
+    python reinforce_acpg.py --env-id Acrobot-v1 --action-layer learned    # control: starts at the ETF, is trained
+    tensorboard --logdir runs
+
+Action Collapse Policy Gradient (Zhou et al. 2025, arXiv 2509.02737): logits = scale * W h(s), where W is a simplex
+equiangular tight frame, never trained; the backbone learns h. Everything else is `reinforce_baseline.py`: `diff` the two to
+see the method. docs/metrics.md explains every number this script logs.
+"""
+
+import csv
+import json
+import math
+import platform
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+@dataclass
+class Args:
+    exp_name: str = Path(__file__).stem
+    """name of this experiment, part of the run folder's name"""
+    seed: int = 1
+    """seed of the experiment: weights, environments, action noise and shuffling all derive from it"""
+    cuda: bool = True
+    """run on the GPU if there is one (networks this small are faster on the CPU)"""
+    torch_threads: int = 1
+    """CPU threads of torch; more only slow networks of this size down"""
+    track: bool = False
+    """also log to Weights & Biases (needs `pip install wandb`)"""
+    wandb_project_name: str = "acpg"
+    """the Weights & Biases project to log to"""
+    wandb_entity: str | None = None
+    """the Weights & Biases entity (team) to log to"""
+    capture_video: bool = False
+    """record videos of environment 0 to the run folder (needs `pip install moviepy`)"""
+    save_model: bool = False
+    """save the trained agent as model.pt in the run folder"""
+    run_dir: str = ""
+    """folder for this run's files; empty means runs/<env-id>__<exp-name>__<seed>"""
+    diagnostics_interval: int = 20
+    """updates between two measurements of collapse/*; 0 turns them off"""
+
+    # Algorithm specific arguments
+    env_id: str = "CartPole-v1"
+    """id of the environment; `module:EnvId-v0` imports module first"""
+    env_kwargs: str = "{}"
+    """keyword arguments of the environment, as JSON"""
+    max_episode_steps: int | None = None
+    """truncate episodes after so many steps, instead of the environment's own limit"""
+    total_timesteps: int = 500000
+    """environment steps to train for, all environments together"""
+    learning_rate: float = 5e-3
+    """learning rate of the optimiser"""
+    num_envs: int = 8
+    """environments stepped side by side"""
+    num_episodes: int = 1
+    """complete episodes of each environment per update, all of them started by a reset"""
+    anneal_lr: bool = False
+    """let the learning rate fall linearly to zero over the run"""
+    gamma: float = 0.99
+    """discount factor"""
+    norm_returns: bool = True
+    """normalise the returns-to-go of each batch (biased, but of one scale for every task)"""
+    running_baseline: bool = False
+    """subtract the running mean of the returns-to-go of earlier batches (unbiased)"""
+    ent_coef: float = 0.01
+    """weight of the entropy bonus"""
+    max_grad_norm: float = 0.5
+    """largest norm of the gradient, above which it is scaled down"""
+    feature_dim: int = 64
+    """width of the actor's last hidden layer, the input of the action-selection layer"""
+    etf_scale: float = 1.0
+    """scale of the logits: logits = etf_scale * W h"""
+    feature_constraint: Literal["tanh", "ball", "sphere", "none"] = "tanh"
+    """what bounds the features h: tanh (|h| <= sqrt(feature_dim)), the unit ball, the unit sphere, or nothing"""
+    feature_gain: float = 0.1
+    """orthogonal gain of the last hidden layer; small, so that the first policy is near uniform"""
+    action_layer: Literal["etf", "random", "learned"] = "etf"
+    """the fixed ETF, or a control: fixed random unit rows, or a layer that starts at the ETF and is trained"""
+
+    # to be filled in runtime
+    batch_size: tyro.conf.Suppress[int] = field(default=0)
+    """num_envs * num_episodes: episodes of one update"""
+
+
+def check_args(args):
+    """Fill in the derived sizes. Raises ValueError, naming the argument, for values that can't work."""
+    counts = ("total_timesteps", "num_envs", "num_episodes", "feature_dim", "torch_threads")
+    for name, least in [*((count, 1) for count in counts), ("seed", 0), ("diagnostics_interval", 0)]:
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    if args.max_episode_steps is not None and args.max_episode_steps < 1:
+        raise ValueError(f"--max-episode-steps must be at least 1, got {args.max_episode_steps}")
+    for name in ("learning_rate", "max_grad_norm", "etf_scale", "feature_gain"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
+    if not 0 <= args.gamma <= 1:
+        raise ValueError(f"--gamma must lie between 0 and 1, got {args.gamma}")
+    args.batch_size = args.num_envs * args.num_episodes
+    if args.norm_returns and args.running_baseline:
+        raise ValueError("--norm-returns takes away what --running-baseline subtracts; add --no-norm-returns")
+
+
+def make_env(args, index, video_dir=None):
+    """Return a function that builds environment `index`; environment 0 records to `video_dir` if that is given."""
+
+    def thunk():
+        record = video_dir is not None and index == 0
+        kwargs = json.loads(args.env_kwargs) | ({"render_mode": "rgb_array"} if record else {})
+        env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **kwargs)
+        return gym.wrappers.RecordVideo(env, str(video_dir)) if record else env
+
+    return thunk
+
+
+def check_env(args):
+    """Build one environment to learn its spaces, before anything is written.
+
+    Returns (observation_space, action_space) of a single environment. Raises ValueError in one line for an unknown
+    or uninstalled environment, wrong keyword arguments, and spaces these scripts don't support.
+    """
+    try:
+        kwargs = json.loads(args.env_kwargs)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--env-kwargs is not JSON ({error}): {args.env_kwargs!r}; try '{{\"name\": 1}}'") from error
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"--env-kwargs must be a JSON object such as '{{\"name\": 1}}', got {args.env_kwargs!r}")
+    try:
+        env = make_env(args, 0)()
+    except Exception as error:  # anything can go wrong in somebody else's environment
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            hint = f"; pip install {error.name}"
+        elif isinstance(error, gym.error.NamespaceNotFound):
+            hint = " pip install it and put its module in front, as in ale_py:ALE/Pong-v5"
+        raise ValueError(f"--env-id {args.env_id} cannot be made: {' '.join(str(error).split())}{hint}") from error
+    observation_space, action_space = env.observation_space, env.action_space
+    env.close()
+    if not isinstance(action_space, gym.spaces.Discrete):
+        raise ValueError(f"--env-id {args.env_id} has actions {action_space}; choose an environment with Discrete actions")
+    if not (
+        isinstance(observation_space, gym.spaces.Discrete)
+        or (isinstance(observation_space, gym.spaces.Box) and len(observation_space.shape) == 1)
+    ):
+        raise ValueError(
+            f"--env-id {args.env_id} has observations {observation_space}; choose an environment with flat Box or "
+            "Discrete observations, or wrap it with gymnasium's FlattenObservation"
+        )
+    return observation_space, action_space
+
+
+def make_generator(seed, stream):
+    """torch.Generator of its own for one use of randomness, so that uses don't disturb each other and twins stay paired."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, stream)).generate_state(1)[0]))
+
+
+def layer_init(layer, std=2**0.5, generator=None):
+    """Orthogonal weights with gain `std` and zero bias."""
+    nn.init.orthogonal_(layer.weight, std, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def linear(layer, x):
+    """W x + b of an nn.Linear, without the overhead of calling a module, which at these sizes is as large as the product."""
+    return nn.functional.linear(x, layer.weight, layer.bias)
+
+
+def simplex_etf(num_actions, feature_dim, generator=None):
+    """Rows of a simplex equiangular tight frame: a (num_actions, feature_dim) tensor of unit rows, pairwise cosines
+    -1/(num_actions - 1), summing to zero, in a Haar-random orientation drawn from `generator`.
+
+    W = sqrt(K/(K-1)) V Q^T, V an orthonormal basis of the complement of the ones vector in R^K, Q a random orthonormal
+    (feature_dim, K-1) matrix: it exists for every feature_dim >= K-1 (Papyan, Han and Donoho 2020 define the frame).
+    Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
+    """
+    if num_actions < 2:
+        raise ValueError(f"a simplex ETF needs at least 2 actions, got {num_actions}")
+    if feature_dim < num_actions - 1:
+        raise ValueError(
+            f"feature_dim {feature_dim} (--feature-dim) is too small for a simplex ETF of {num_actions} actions: "
+            f"it takes at least {num_actions - 1}"
+        )
+    gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(gaussian)
+    q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
+    centring = torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions
+    v = torch.linalg.qr(centring[:, 1:]).Q
+    return (math.sqrt(num_actions / (num_actions - 1)) * v @ q.T).float()
+
+
+class ActionLayer(nn.Module):
+    """logits = scale * W h. W (num_actions, feature_dim) is a buffer, saved but never trained, unless `learned`."""
+
+    bias = None
+
+    def __init__(self, weight, scale=1.0, learned=False):
+        super().__init__()
+        self.scale = scale
+        if learned:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    def forward(self, h):
+        logits = nn.functional.linear(h, self.weight)
+        return logits if self.scale == 1.0 else self.scale * logits
+
+
+def constrain(h, kind):
+    """Features from the output h (B, feature_dim) of the last hidden layer: "tanh" puts them in a box, "ball" in the
+    unit ball, "sphere" on the unit sphere; "none" leaves them as they are."""
+    if kind == "tanh":
+        return h.tanh()
+    if kind == "ball":
+        return h / h.norm(dim=-1, keepdim=True).clamp(min=1.0)
+    if kind == "sphere":
+        return nn.functional.normalize(h, dim=-1)
+    return h
+
+
+class Agent(nn.Module):
+    """The actor.
+
+    Observations are batches of the environment's own, (B, obs_dim) for a Box and (B,) for a Discrete space, which is
+    encoded one-hot. `features` (B, feature_dim) is what enters the action-selection layer, `logits` (B, num_actions)
+    what leaves it.
+    """
+
+    def __init__(self, observation_space, action_space, args):
+        super().__init__()
+        self.observation_space = observation_space
+        obs_dim, num_actions = gym.spaces.flatdim(observation_space), int(action_space.n)
+        self.actor_hidden1 = layer_init(nn.Linear(obs_dim, 64))
+        self.actor_hidden2 = layer_init(nn.Linear(64, args.feature_dim), std=args.feature_gain)
+        self.feature_constraint = args.feature_constraint
+        generator = make_generator(args.seed, stream=1)
+        if args.action_layer == "random":
+            weight = torch.randn(num_actions, args.feature_dim, generator=generator)
+            weight = nn.functional.normalize(weight, dim=1)
+        else:
+            weight = simplex_etf(num_actions, args.feature_dim, generator)
+        self.action_layer = ActionLayer(weight, args.etf_scale, learned=args.action_layer == "learned")
+
+    def encode(self, obs):
+        if isinstance(self.observation_space, gym.spaces.Discrete):
+            index = obs.long() - int(self.observation_space.start)
+            return nn.functional.one_hot(index, int(self.observation_space.n)).float()
+        return obs.float()
+
+    def features(self, obs):
+        h = linear(self.actor_hidden1, self.encode(obs)).tanh()
+        return constrain(linear(self.actor_hidden2, h), self.feature_constraint)
+
+    def logits(self, obs):
+        return self.action_layer(self.features(obs))
+
+
+def flatten_parameters(module):
+    """Move all parameters of `module` into one vector, and their gradients into another, keeping the module's own as views.
+
+    Returns the vector, to be optimised in the parameters' stead: clipping, Adam and the snapshot then cost a few
+    kernels each instead of a few per tensor.
+    """
+    parameters = list(module.parameters())
+    flat = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach().clone())
+    flat.grad = torch.zeros_like(flat)
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
+        parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
+    return flat
+
+
+def compute_returns(rewards, dones, gamma):
+    """Discounted returns-to-go, R_t = r_t + gamma R_{t+1} (Williams 1992), cut where an episode ended.
+
+    All are (num_steps, num_envs); `dones` is 1 where the step ended the episode. A truncated episode's return is what was
+    collected, and so is that of an episode which the last step leaves running.
+    """
+    returns, following = np.zeros_like(rewards), np.zeros_like(rewards[0])
+    for t in reversed(range(len(rewards))):
+        returns[t] = following = rewards[t] + gamma * following * (1.0 - dones[t])
+    return returns
+
+
+def reinforce_loss(agent, args, b_obs, b_actions, b_weights):
+    """Loss whose gradient is the policy gradient of the return per episode (Williams 1992): sums over the steps (B,) of
+    whole episodes, divided by the number of episodes. `b_weights` (B,) is what each step's log-probability counts.
+
+    Returns (loss, (policy_loss, entropy)); all but the loss are detached, the entropy is the mean over the steps.
+    """
+    logprobs = agent.logits(b_obs).log_softmax(-1)
+    entropy = (logprobs.exp() * logprobs).sum() / -len(b_obs)
+    pg_loss = -(b_weights * logprobs.gather(1, b_actions.unsqueeze(1)).squeeze(1)).sum() / args.batch_size
+    loss = pg_loss - args.ent_coef * entropy * len(b_obs) / args.batch_size
+    return loss, (pg_loss.detach(), entropy.detach())
+
+
+COLLAPSE_METRICS = (
+    *("nc1", "variability_quotient", "cdnv", "alignment", "ncc_agreement"),
+    *("means_equinorm", "means_equiangularity", "means_max_angle"),
+    *("weights_equinorm", "weights_equiangularity", "weights_max_angle"),
+    *("etf_error", "self_duality", "mean_weight_cosine", "classes_present"),
+)
+
+
+def frame_geometry(vectors):
+    """How far K centred vectors (K, d) are from a simplex ETF: (equinorm, equiangularity, max_angle), 0 for an ETF.
+
+    std/mean of the norms, std of the pairwise cosines, and mean |cosine + 1/(K-1)| (Papyan, Han and Donoho 2020).
+    """
+    norms = vectors.norm(dim=1)
+    cosines = (vectors @ vectors.T) / torch.outer(norms, norms)
+    cosines = cosines[~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)]
+    max_angle = (cosines + 1 / (len(vectors) - 1)).abs().mean()
+    return norms.std(correction=0) / norms.mean(), cosines.std(correction=0), max_angle
+
+
+def collapse_metrics(features, actions, weight, bias=None):
+    """How far `features` (N, d) have collapsed with respect to `actions` (N,) and the action-selection layer.
+
+    `actions` (integers) are the labels: true optimal actions where they are known, else the policy's greedy ones, which
+    flatter. `weight` (K, d) and `bias` (K,) are the layer's. Returns a float for every name in COLLAPSE_METRICS, NaN where
+    a metric is undefined. Formulas and sources are in docs/metrics.md: NC1 to NC4 of Papyan, Han and Donoho (2020), CDNV
+    of Galanti et al. (2022), the quotient of Tirer et al. (2023), the ETF error of Zhu et al. (2021).
+    The class means are centred on their unweighted mean, and so is the weight over the classes present; a class
+    without samples takes no part; a class with one sample has no variance and takes no part in the first three metrics.
+    """
+    classes, labels, counts = actions.unique(return_inverse=True, return_counts=True)
+    num_classes = len(classes)
+    if num_classes < 2:
+        return dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(num_classes)}
+    features, weight = features.double(), weight.double()
+    chosen = nn.functional.linear(features, weight, None if bias is None else bias.double()).argmax(1)
+    h = features - features[0]  # every metric but `chosen` ignores a shift; features all alike become exactly zero
+    members = nn.functional.one_hot(labels).to(h.dtype).T / counts[:, None]  # (classes, N): averages over each class
+    means = members @ h
+    centre = means.mean(0)
+    centred = means - centre
+    deviations = h - means[labels]
+
+    # AC2, variability, over the classes that have a variance
+    variances = members @ deviations.square().sum(1)
+    several = counts >= 2
+    nc1 = quotient = cdnv = means.new_tensor(math.nan)
+    if several.sum() >= 2:
+        between = means[several] - means[several].mean(0)
+        within_trace = (counts * variances)[several].sum() / counts[several].sum()
+        quotient = within_trace / (between.square().sum() / len(between))
+        _, scales, axes = torch.linalg.svd(between, full_matrices=False)
+        rank = int((scales[: len(between) - 1] > scales[0] * max(between.shape) * torch.finfo(h.dtype).eps).sum())
+        if rank:
+            nc1 = ((deviations[several[labels]] @ axes[:rank].T) / scales[:rank]).square().sum(1).mean()
+        i, j = torch.triu_indices(len(between), len(between), 1, device=h.device)
+        cdnv = ((variances[several][i] + variances[several][j]) / (2 * (between[i] - between[j]).square().sum(1))).mean()
+
+    # AC1, alignment of each activation with its class mean
+    shifted, target = h - centre, centred[labels]
+    alignment = ((shifted * target).sum(1) / (shifted.norm(dim=1) * target.norm(dim=1))).mean()
+    agreement = (classes[torch.cdist(h, means).argmin(1)] == chosen).double().mean()
+
+    # AC3, the frame of the class means, that of the weights, and how they fit
+    weight = weight[classes] - weight[classes].mean(0)
+    gram = centred @ centred.T
+    simplex = torch.eye(num_classes, dtype=h.dtype, device=h.device) - 1 / num_classes
+    etf_error = (gram / gram.norm() - simplex / math.sqrt(num_classes - 1)).norm()
+    self_duality = (weight / weight.norm() - centred / centred.norm()).square().sum()
+    cosine = ((centred * weight).sum(1) / (centred.norm(dim=1) * weight.norm(dim=1))).mean()
+    values = torch.stack(
+        (nc1, quotient, cdnv, alignment, agreement)
+        + (*frame_geometry(centred), *frame_geometry(weight), etf_error, self_duality, cosine)
+    ).tolist()
+    values = [value if math.isfinite(value) else math.nan for value in values]
+    return dict(zip(COLLAPSE_METRICS, [*values, float(num_classes)], strict=True))
+
+
+@torch.no_grad()
+def diagnose(agent, b_obs, generator):
+    """The collapse/* and collapse_null/* tags on a batch of observations, labelled by the policy's greedy action.
+
+    Repeated observations count once, since their identical features would fake collapse. collapse_null/* has the same
+    labels permuted among the observations by `generator`: what the metrics read when features and labels are unrelated.
+    """
+    features = agent.features(b_obs.unique(dim=0))
+    probs = agent.action_layer(features).softmax(-1)
+    greedy = probs.argmax(-1)
+    permuted = greedy[torch.randperm(len(greedy), generator=generator).to(greedy.device)]
+    layer = agent.action_layer
+    tags = {}
+    for group, actions in (("collapse", greedy), ("collapse_null", permuted)):
+        metrics = collapse_metrics(features, actions, layer.weight, layer.bias)
+        tags |= {f"{group}/{name}": value for name, value in metrics.items()}
+    frequencies = greedy.bincount(minlength=probs.shape[1]) / len(greedy)
+    tags |= {f"collapse/action_frequency_{action}": value for action, value in enumerate(frequencies.tolist())}
+    tags["collapse/policy_variance"] = probs.var(0, correction=0).sum().item()
+    tags["collapse/feature_norm"] = features.norm(dim=1).mean().item()
+    return tags
+
+
+class Run:
+    """The run's folder: event file, progress.csv, run.json, model.pt and videos; also the progress bar.
+
+    `Run(args, agent)` takes over the folder, replacing an earlier run's files; a folder that holds anything but a run is
+    refused with a ValueError. As a context manager it flushes and closes everything however training ends, and saves the
+    agent if --save-model asks for it. Ctrl-C ends the run after the update in progress, with exit status 130; a second one
+    at once.
+    """
+
+    ROWS = 200  # at most so many rows in progress.csv
+
+    def __init__(self, args, agent):
+        name = f"{args.env_id}__{args.exp_name}__{args.seed}"
+        self.args, self.agent, self.path = args, agent, Path(args.run_dir or Path("runs") / re.sub(r"[^\w.=-]+", "_", name))
+        self.record = {"acpg_run": 1, "status": "running", "args": vars(args), "versions": self.versions()}
+        if args.track:
+            self.track()
+        if args.capture_video:
+            try:
+                import moviepy  # noqa: F401
+            except ImportError as error:
+                raise ValueError("--capture-video needs MoviePy: pip install moviepy") from error
+        try:
+            self.take_over()
+        except OSError as error:
+            raise ValueError(f"--run-dir {self.path} cannot be written: {error.strerror}; choose another") from error
+        self.writer = SummaryWriter(str(self.path))
+        table = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
+        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        self.file = open(self.path / "progress.csv", "w", newline="", buffering=1)
+        self.csv, self.window, self.waiting, self.grid = None, {}, [], 0
+        self.returns, self.step, self.interrupted = deque(maxlen=100), 0, False
+        self.bar = tqdm(total=args.total_timesteps, unit="step", unit_scale=True, disable=None)
+        self.start = time.perf_counter()
+
+    def track(self):
+        try:
+            import wandb
+
+            where = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
+            wandb.init(**where, name=self.path.name, config=vars(self.args), sync_tensorboard=True, save_code=True)
+        except ImportError as error:
+            raise ValueError("--track needs Weights & Biases: pip install wandb") from error
+        except Exception as error:  # not logged in, no network, no such entity
+            raise ValueError(f"--track: Weights & Biases did not start: {' '.join(str(error).split())}") from error
+
+    @staticmethod
+    def versions():
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        try:
+            commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            commit = ""
+        modules = {"gymnasium": gym.__version__, "numpy": np.__version__, "torch": str(torch.__version__)}
+        return {"python": platform.python_version(), **modules, "git_commit": commit}
+
+    def take_over(self):
+        marker = self.path / "run.json"
+        if self.path.exists() and any(self.path.iterdir()):
+            try:
+                ours = "acpg_run" in json.loads(marker.read_text())
+            except (OSError, ValueError, TypeError):
+                ours = False
+            if not ours:
+                raise ValueError(f"--run-dir {self.path} holds other files than a run's; choose another or empty it")
+            for old in (*self.path.glob("events.out.tfevents.*"), self.path / "progress.csv", self.path / "model.pt"):
+                old.unlink(missing_ok=True)
+            shutil.rmtree(self.path / "videos", ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_record()
+
+    def write_record(self):
+        temporary = self.path / "run.json.tmp"
+        temporary.write_text(json.dumps(self.record, indent=2) + "\n")
+        temporary.replace(self.path / "run.json")
+
+    def log(self, tags, step):
+        """Write each tag's value, or the mean of a list of values, at `step`; an empty list leaves a gap."""
+        summary = Summary()  # one for all tags, since add_scalar takes its time for each
+        for tag, values in tags.items():
+            values = values if isinstance(values, list) else [values]
+            self.window.setdefault(tag, []).extend(values)
+            if values:
+                summary.value.add(tag=tag, simple_value=sum(values) / len(values))
+        self.writer.file_writer.add_summary(summary, step)
+
+    def advance(self, step):
+        """Move the progress bar to `step` and write a row of progress.csv where its grid of steps says so."""
+        self.bar.update(step - self.step)
+        self.step = step
+        if self.returns:
+            self.bar.set_postfix_str(f"return {np.mean(self.returns):.1f}", refresh=False)
+        grid = step * (self.ROWS - 1) // self.args.total_timesteps
+        if grid > self.grid or step == 0:
+            self.grid = grid
+            self.end_row()
+            if step > 0:  # which columns there are is known after the first update only
+                self.write_rows()
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def end_row(self):
+        row = {tag: sum(values) / len(values) if values else "" for tag, values in self.window.items()}
+        self.waiting.append({"global_step": self.step} | row)
+        self.window = {tag: [] for tag in self.window}
+
+    def write_rows(self):
+        if self.csv is None:
+            self.csv = csv.DictWriter(self.file, list(self.waiting[-1]), restval="")
+            self.csv.writeheader()
+        self.csv.writerows(self.waiting)
+        self.waiting = []
+
+    def save(self):
+        """Write model.pt: agent (state dict), args and versions, all of plain types."""
+        state = {name: tensor.cpu().clone() for name, tensor in self.agent.state_dict().items()}
+        checkpoint = {"agent": state, "args": dict(vars(self.args)), "versions": dict(self.record["versions"])}
+        torch.save(checkpoint, self.path / "model.pt.tmp")
+        (self.path / "model.pt.tmp").replace(self.path / "model.pt")
+
+    def interrupt(self, *_):
+        """On Ctrl-C. Raising here could leave an update half done, or the event writer waiting for itself for ever."""
+        self.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __enter__(self):
+        self.old_handler = signal.signal(signal.SIGINT, self.interrupt)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        seconds = time.perf_counter() - self.start
+        self.bar.close()
+        if any(self.window.values()):
+            self.end_row()
+        if self.waiting:
+            self.write_rows()
+        self.file.close()
+        self.writer.close()
+        if self.args.save_model:
+            self.save()
+        status = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+        final = float(np.mean(self.returns)) if self.returns else None
+        self.record |= {"status": status, "global_step": self.step, "wall_time": seconds, "final_return": final}
+        self.write_record()
+        signal.signal(signal.SIGINT, self.old_handler)
+        mean = f"mean return {final:.1f} over the last {len(self.returns)} episodes" if self.returns else "no episode ended"
+        print(f"{self.args.env_id} {self.args.exp_name} seed {self.args.seed} {status}: {mean}, ", end="")
+        print(f"{self.step} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
+        if kind is KeyboardInterrupt:
+            raise SystemExit(130) from error
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    try:
+        check_args(args)
+        observation_space, action_space = check_env(args)
+        random.seed(args.seed)
+        np.random.seed(args.seed)
+        torch.manual_seed(args.seed)
+        torch.set_num_threads(args.torch_threads)
+        device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
+        agent = Agent(observation_space, action_space, args).to(device)
+        parameters = flatten_parameters(agent)
+        optimizer = torch.optim.Adam([parameters], lr=args.learning_rate, eps=1e-5, fused=True)
+        run = Run(args, agent)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+    # SAME_STEP: the step that ends an episode also resets it, so every step is a real one.
+    # copy=False: the observations live in one buffer, which is copied out before the next step.
+    video_dir = run.path / "videos" if args.capture_video else None
+    env_fns = [make_env(args, i, video_dir) for i in range(args.num_envs)]
+    with run, closing(SyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)) as envs:
+        # A list: reset(seed=s) would give environment i seed s + i, and runs with neighbouring seeds shared environments.
+        env_seeds = np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist()
+        permuting = make_generator(args.seed, stream=3)
+        acting = np.random.default_rng((args.seed, 4))
+
+        action_start = int(action_space.start)
+        global_step, iteration, baseline, b_obs = 0, 0, 0.0, None
+        while global_step < args.total_timesteps:
+            iteration += 1
+            if args.anneal_lr:
+                optimizer.param_groups[0]["lr"] = (1.0 - global_step / args.total_timesteps) * args.learning_rate
+
+            # Rollout: from a reset until every environment has ended its first num_episodes episodes, which make up the
+            # batch. What faster ones do meanwhile is dropped: a batch of the first episodes to end would favour short ones.
+            # The maximum of logits plus Gumbel noise is a sample from their softmax.
+            first_step = global_step
+            next_obs, _ = envs.reset(seed=env_seeds if iteration == 1 else None)
+            obs, actions, rewards, dones, kept = [], [], [], [], []
+            ended = np.zeros(args.num_envs, dtype=np.int64)
+            with torch.inference_mode():
+                while ended.min() < args.num_episodes and global_step < args.total_timesteps and not run.interrupted:
+                    obs.append(next_obs.astype(np.float32))
+                    logits = agent.logits(torch.as_tensor(obs[-1], device=device)).cpu().numpy()
+                    action = (logits + acting.gumbel(size=logits.shape)).argmax(-1)
+                    next_obs, reward, termination, truncation, _ = envs.step((action + action_start).tolist())
+                    kept.append(ended < args.num_episodes)
+                    actions.append(action)
+                    rewards.append(reward)
+                    dones.append(termination | truncation)
+                    ended += dones[-1]
+                    global_step += args.num_envs
+            if ended.min() < args.num_episodes:  # the budget, or the user, ended the run within a batch, which is dropped
+                if args.diagnostics_interval and b_obs is not None:
+                    run.log(diagnose(agent, b_obs, permuting), global_step)
+                run.advance(global_step)
+                if iteration == 1:
+                    sys.exit(
+                        f"error: --total-timesteps {args.total_timesteps} ended before the first batch of "
+                        f"{args.batch_size} episodes did; raise it, or cut episodes short with --max-episode-steps"
+                    )
+                break
+
+            # Returns
+            rewards, dones, kept = np.stack(rewards), np.stack(dones), np.stack(kept)
+            starts = kept.copy()
+            starts[1:] &= dones[:-1]
+            episodic_returns = compute_returns(rewards, dones, 1.0)[starts].tolist()
+            episodic_lengths = compute_returns(np.ones_like(rewards), dones, 1.0)[starts].tolist()
+            returns = compute_returns(rewards, dones, args.gamma)[kept]
+            weights = returns
+            if args.norm_returns:
+                weights = (returns - returns.mean()) / (returns.std() + 1e-8)
+            elif args.running_baseline:
+                weights = returns - baseline
+                baseline += max(0.1, 1 / iteration) * (returns.mean() - baseline)
+            b_obs, b_actions = (torch.as_tensor(np.stack(x)[kept], device=device) for x in (obs, actions))
+            b_weights = torch.as_tensor(weights, dtype=torch.float32, device=device)
+
+            # Measured before the update: collapse/* at a step describes the network trained for so many steps
+            if args.diagnostics_interval and (iteration - 1) % args.diagnostics_interval == 0:
+                run.log(diagnose(agent, b_obs, permuting), first_step)
+            if iteration == 1:
+                run.advance(0)
+
+            # Update
+            previous = parameters.detach().clone()
+            parameters.grad.zero_()
+            loss, parts = reinforce_loss(agent, args, b_obs, b_actions, b_weights)
+            loss.backward()
+            # what nn.utils.clip_grad_norm_ does, in a third of its time
+            parameters.grad.mul_((args.max_grad_norm / (parameters.grad.norm() + 1e-6)).clamp(max=1.0))
+            optimizer.step()
+
+            policy_loss, entropy = torch.stack(parts).tolist()
+            if not (math.isfinite(policy_loss + entropy) and parameters.isfinite().all()):
+                parameters.data.copy_(previous)
+                run.save()
+                sys.exit(
+                    f"error: non-finite loss or weight at update {iteration} (step {global_step}); the weights from before "
+                    f"it are in {run.path / 'model.pt'}; try a lower --learning-rate, and check the rewards for nan"
+                )
+
+            run.log(
+                {
+                    "charts/episodic_return": episodic_returns,
+                    "charts/episodic_length": episodic_lengths,
+                    "charts/learning_rate": optimizer.param_groups[0]["lr"],
+                    "charts/SPS": global_step / (time.perf_counter() - run.start),
+                    "losses/policy_loss": policy_loss,
+                    "losses/entropy": entropy,
+                },
+                global_step,
+            )
+            if args.diagnostics_interval and global_step >= args.total_timesteps:
+                run.log(diagnose(agent, b_obs, permuting), global_step)
+            run.returns.extend(episodic_returns)
+            run.advance(global_step)
