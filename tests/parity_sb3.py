@@ -1,10 +1,10 @@
-"""Parity of ppo_baseline.py with Stable-Baselines3's PPO at equal hyperparameters: the runs behind docs/parity.md.
+"""Parity of the baselines with Stable-Baselines3 at equal hyperparameters: the runs behind docs/parity.md.
 
     pip install stable-baselines3==2.9.2 scipy==1.17.1
     python tests/parity_sb3.py
 
 Runs land in runs/parity/ and are kept: a finished run is not repeated. Prints markdown. The mapping of the
-hyperparameters and the margins, which were fixed before the first run, are explained in docs/parity.md.
+hyperparameters and the margins, which were fixed before the runs, are explained in docs/parity.md.
 """
 
 import csv
@@ -21,19 +21,74 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "parity"
-# environment, rollouts of 4 x 128 steps, learning rate, whether the value loss is clipped
-COMPARISONS = [
-    ("CartPole-v1", 390, 2e-3, True),
-    ("LunarLander-v3", 390, 2e-3, True),
-    ("CartPole-v1", 976, 2.5e-4, False),
-]
 MARGINS = {"CartPole-v1": {"auc": 25, "final": 25}, "LunarLander-v3": {"auc": 40, "final": 60}}
 
 
 @dataclass
-class Args:
-    seeds: int = 10
+class Comparison:
+    name: str
+    """of the table's row and the runs' folders"""
+    algorithm: str
+    env_id: str
+    rollouts: int
+    num_envs: int
+    num_steps: int
+    learning_rate: float
+    flags: str
+    """further flags of our script"""
+    sb3: dict
+    """what they correspond to in Stable-Baselines3"""
+    seeds: int
     """seeds 1 to this"""
+    anneal: bool = True
+
+    @property
+    def steps(self):
+        return self.rollouts * self.num_envs * self.num_steps
+
+
+PPO = {"n_epochs": 4, "vf_coef": 0.25}
+ZOO_CARTPOLE = "--no-clip-vloss --num-minibatches 1 --update-epochs 20 --gamma 0.98 --gae-lambda 0.8 --ent-coef 0"
+ZOO_LUNAR = "--no-clip-vloss --num-minibatches 32 --gamma 0.999 --gae-lambda 0.98"
+COMPARISONS = [
+    Comparison(
+        *("PPO, plain value loss", "ppo", "CartPole-v1", 390, 8, 32, 1e-3, ZOO_CARTPOLE),
+        PPO | {"n_epochs": 20, "batch_size": 256, "gamma": 0.98, "gae_lambda": 0.8, "ent_coef": 0.0},
+        seeds=40,
+    ),
+    Comparison(
+        *("PPO, plain value loss", "ppo", "LunarLander-v3", 146, 16, 128, 3e-4, ZOO_LUNAR),
+        PPO | {"batch_size": 64, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.01},
+        seeds=12,
+    ),
+    Comparison(
+        *("A2C", "a2c", "CartPole-v1", 5000, 8, 5, 7e-4, "--log-interval 25"),
+        {"vf_coef": 0.5, "ent_coef": 0.01},
+        seeds=30,
+        anneal=False,
+    ),
+    Comparison(
+        *("PPO, defaults, plain value loss", "ppo", "CartPole-v1", 976, 4, 128, 2.5e-4, "--no-clip-vloss"),
+        PPO | {"batch_size": 128, "ent_coef": 0.01},
+        seeds=10,
+    ),
+    Comparison(
+        *("PPO, clipped value losses (which differ)", "ppo", "CartPole-v1", 390, 4, 128, 2e-3, "--clip-vloss"),
+        PPO | {"batch_size": 128, "ent_coef": 0.01, "clip_range_vf": 0.2},
+        seeds=10,
+    ),
+    Comparison(
+        *("PPO, clipped value losses (which differ)", "ppo", "LunarLander-v3", 390, 4, 128, 2e-3, "--clip-vloss"),
+        PPO | {"batch_size": 128, "ent_coef": 0.01, "clip_range_vf": 0.2},
+        seeds=10,
+    ),
+]
+
+
+@dataclass
+class Args:
+    seeds: int | None = None
+    """seeds 1 to this, in every comparison; default: the protocol's"""
     jobs: int = 2
     """runs at a time"""
     sb3: str = ""
@@ -41,8 +96,8 @@ class Args:
 
 
 def run_sb3(comparison, seed, path):
+    import stable_baselines3
     import torch
-    from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
@@ -53,23 +108,19 @@ def run_sb3(comparison, seed, path):
             self.episodes += [(self.num_timesteps, info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
             return True
 
-    env_id, rollouts, rate, clip = comparison
+    rate = comparison.learning_rate
     torch.set_num_threads(1)
-    model = PPO(
+    model = getattr(stable_baselines3, comparison.algorithm.upper())(
         "MlpPolicy",
-        make_vec_env(env_id, n_envs=4, seed=seed, env_kwargs={"render_mode": None}),
-        learning_rate=lambda remaining: rate * (remaining + 1 / rollouts),
-        n_steps=128,
-        batch_size=128,
-        n_epochs=4,
-        clip_range_vf=0.2 if clip else None,
-        ent_coef=0.01,
-        vf_coef=0.25,
+        make_vec_env(comparison.env_id, n_envs=comparison.num_envs, seed=seed, env_kwargs={"render_mode": None}),
+        learning_rate=(lambda remaining: rate * (remaining + 1 / comparison.rollouts)) if comparison.anneal else rate,
+        n_steps=comparison.num_steps,
         seed=seed,
         device="cpu",
+        **comparison.sb3,
     )
     callback = Episodes()
-    model.learn(rollouts * 512, callback=callback)
+    model.learn(comparison.steps, callback=callback)
     Path(path).write_text(json.dumps([(int(step), float(value)) for step, value in callback.episodes]))
 
 
@@ -79,34 +130,40 @@ def run(command):
         raise RuntimeError(f"{' '.join(command)}: {result.stderr[-1000:]}")
 
 
-def name(program, comparison, seed):
-    env_id, rollouts, rate, clip = comparison
-    return RUNS / f"{program}__{env_id}__{rollouts}__{rate}__{'clip' if clip else 'noclip'}__{seed}"
+def folder(program, comparison, seed):
+    name = "".join(c if c.isalnum() else "_" for c in comparison.name)
+    return RUNS / f"{program}__{name}__{comparison.env_id}__{comparison.steps}__{comparison.learning_rate}__{seed}"
 
 
 def curve_sb3(comparison, seed):
-    """Mean return of the episodes that ended in each of the 199 equal windows of training, nan where none did."""
-    path = name("sb3", comparison, seed)
+    """Mean return of the episodes that ended in each window of training, in which one did; the windows are our rows."""
+    path = folder("sb3", comparison, seed)
     if not path.exists():
         temporary = path.with_name(f"{path.name}.tmp")
         run([sys.executable, __file__, "--sb3", f"{COMPARISONS.index(comparison)}:{seed}:{temporary}"])
         temporary.replace(path)
     steps, values = np.array(json.loads(path.read_text())).T
-    window = (np.ceil(steps / 512) - 1) * 199 // comparison[1] + 1  # as progress.csv of ppo_baseline.py counts them
-    return np.array([values[window == i].mean() if (window == i).any() else np.nan for i in range(1, 200)])
+    # our scripts log every so many rollouts, and write a row wherever a grid of 199 steps has been passed by then
+    logged = comparison.num_envs * comparison.num_steps * (25 if comparison.algorithm == "a2c" else 1)
+    ends = np.arange(logged, comparison.steps + 1, logged)
+    ends = ends[np.diff(ends * 199 // comparison.steps, prepend=0) > 0]
+    window = np.searchsorted(ends, steps)
+    return np.array([values[window == i].mean() if (window == i).any() else np.nan for i in range(len(ends))])
 
 
 def curve_ours(comparison, seed):
-    folder, (env_id, rollouts, rate, clip) = name("ppo_baseline", comparison, seed), comparison
+    path = folder(f"{comparison.algorithm}_baseline", comparison, seed)
     try:
-        finished = json.loads((folder / "run.json").read_text())["status"] == "finished"
+        finished = json.loads((path / "run.json").read_text())["status"] == "finished"
     except OSError:
         finished = False
     if not finished:
-        command = [sys.executable, str(ROOT / "ppo_baseline.py"), "--env-id", env_id, "--seed", str(seed)]
-        command += ["--learning-rate", str(rate), "--total-timesteps", str(rollouts * 512), "--run-dir", str(folder)]
-        run([*command, "--clip-vloss" if clip else "--no-clip-vloss"])
-    with open(folder / "progress.csv") as file:
+        command = [sys.executable, str(ROOT / f"{comparison.algorithm}_baseline.py"), "--env-id", comparison.env_id]
+        command += ["--seed", str(seed), "--learning-rate", str(comparison.learning_rate), "--run-dir", str(path)]
+        command += ["--total-timesteps", str(comparison.steps), "--num-envs", str(comparison.num_envs)]
+        command += ["--num-steps", str(comparison.num_steps), "--anneal-lr" if comparison.anneal else "--no-anneal-lr"]
+        run([*command, *comparison.flags.split()])
+    with open(path / "progress.csv") as file:
         values = [row["charts/episodic_return"] for row in csv.DictReader(file)][1:]
     return np.array([float(value) if value else np.nan for value in values])
 
@@ -119,27 +176,26 @@ def main():
     from scipy import stats
 
     RUNS.mkdir(parents=True, exist_ok=True)
-    seeds = range(1, args.seeds + 1)
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = {
-            (comparison, curve): [pool.submit(curve, comparison, seed) for seed in seeds]
-            for comparison in COMPARISONS
-            for curve in (curve_ours, curve_sb3)
-        }
-    print("| environment | steps, lr | value loss | measure | ours | SB3 | difference, 95 % interval | margin | verdict |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for comparison in COMPARISONS:
-        env_id, rollouts, rate, clip = comparison
-        for measure, first in (("auc", 0), ("final", -20)):
-            ours, theirs = (
-                np.array([np.nanmean(future.result()[first:]) for future in futures[comparison, curve]])
+        futures = [
+            [
+                [pool.submit(curve, comparison, seed) for seed in range(1, (args.seeds or comparison.seeds) + 1)]
                 for curve in (curve_ours, curve_sb3)
-            )
+            ]
+            for comparison in COMPARISONS
+        ]
+    print("| comparison | environment, steps, lr | seeds | measure | ours | SB3 | difference, 95 % | margin | verdict |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for comparison, curves in zip(COMPARISONS, futures, strict=True):
+        curves = [[future.result() for future in row] for row in curves]
+        assert {len(curve) for row in curves for curve in row} == {len(curves[0][0])}  # both in the same windows
+        for measure, part in (("auc", 1.0), ("final", 0.1)):
+            ours, theirs = (np.array([np.nanmean(curve[-round(part * len(curve)) :]) for curve in row]) for row in curves)
             interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
-            margin = MARGINS[env_id][measure]
+            margin = MARGINS[comparison.env_id][measure]
             inside = max(abs(interval.low), abs(interval.high)) < margin
-            cells = [env_id, f"{rollouts * 512:,}, {rate}", "clipped" if clip else "plain", measure]
-            cells += [f"{x.mean():.1f} (sd {x.std(ddof=1):.1f})" for x in (ours, theirs)]
+            cells = [comparison.name, f"{comparison.env_id}, {comparison.steps:,}, {comparison.learning_rate}", str(len(ours))]
+            cells += [measure, *(f"{x.mean():.1f} (sd {x.std(ddof=1):.1f})" for x in (ours, theirs))]
             cells += [f"{ours.mean() - theirs.mean():+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]", str(margin)]
             verdict = "equivalent" if inside else "not decided" if interval.low < 0 < interval.high else "different"
             print(f"| {' | '.join(cells)} | {verdict} |", flush=True)
