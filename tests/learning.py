@@ -1,7 +1,11 @@
-"""The runs behind docs/learning.md: how the defaults were chosen, and what both scripts learn with them.
+"""The runs behind docs/learning.md: how the defaults were chosen, and what the scripts learn with them.
 
-    python tests/learning.py tune        # seeds 101..105: defaults of ppo_acpg.py, learning rates on LunarLander-v3
-    python tests/learning.py report      # seeds 1..10: CartPole-v1 and LunarLander-v3
+    python tests/learning.py tune-ppo          # seeds 101..105: defaults of ppo_acpg.py, learning rates on LunarLander-v3
+    python tests/learning.py tune-a2c          # seeds 101..105: learning rates on LunarLander-v3
+    python tests/learning.py tune-reinforce    # seeds 101..105: estimator and learning rates
+    python tests/learning.py report-ppo        # seeds 1..10: CartPole-v1 and LunarLander-v3
+    python tests/learning.py report-a2c
+    python tests/learning.py report-reinforce
 
 Runs land in runs/learning/ and are kept: a run that finished with the same arguments is not repeated. Prints markdown.
 """
@@ -27,14 +31,34 @@ TANH = "--feature-constraint tanh --etf-scale 1 --feature-gain 0.1"
 BALL = "--feature-constraint ball --etf-scale 5 --feature-gain 0.01"
 LUNAR = "--env-id LunarLander-v3 --total-timesteps 500000"
 TUNED = [("baseline", "ppo_baseline", ""), ("ACPG tanh", "ppo_acpg", TANH), ("ACPG ball", "ppo_acpg", BALL)]
-PAIR = [("baseline", "ppo_baseline"), ("ACPG", "ppo_acpg")]
-LUNAR_RATE = {"ppo_baseline": "2e-3", "ppo_acpg": "2e-3"}  # the best of RATES in the first table of "tune"
+CARTPOLE = "--env-id CartPole-v1 --total-timesteps 500000"
+ARMS = [("baseline", "baseline"), ("ACPG", "acpg")]
+# the best of the tuning tables: for LunarLander-v3, by algorithm and arm
+BEST = {"ppo_baseline": "2e-3", "ppo_acpg": "2e-3"}
+A2C_RATES = ("3e-4", "7e-4", "2e-3")
+REINFORCE_RATES = ("2e-3", "5e-3", "1e-2")
+ESTIMATORS = [
+    ("normalised returns", "--norm-returns --no-running-baseline"),
+    ("running baseline", "--no-norm-returns --running-baseline"),
+]
 STUDIES = {
-    "tune": [(f"LunarLander-v3, lr {lr}, {n}", s, f"{LUNAR} --learning-rate {lr} {f}") for lr in RATES for n, s, f in TUNED]
-    + [(f"CartPole-v1, {n}", s, f"--env-id CartPole-v1 --total-timesteps 500000 {f}") for n, s, f in TUNED]
+    "tune-ppo": [(f"LunarLander-v3, lr {lr}, {n}", s, f"{LUNAR} --learning-rate {lr} {f}") for lr in RATES for n, s, f in TUNED]
+    + [(f"CartPole-v1, {n}", s, f"{CARTPOLE} {f}") for n, s, f in TUNED]
     + [(f"Acrobot-v1, {n}", s, f"--env-id Acrobot-v1 --total-timesteps 300000 {f}") for n, s, f in TUNED],
-    "report": [(f"CartPole-v1, {n}", s, "--env-id CartPole-v1") for n, s in PAIR]
-    + [(f"LunarLander-v3, {n}", s, f"--env-id LunarLander-v3 --learning-rate {LUNAR_RATE[s]}") for n, s in PAIR],
+    "tune-a2c": [
+        (f"LunarLander-v3, lr {lr}, {n}", f"a2c_{s}", f"{LUNAR} --learning-rate {lr}") for lr in A2C_RATES for n, s in ARMS
+    ],
+    "tune-reinforce": [
+        (f"{env_id}, {e}, lr {lr}, {n}", f"reinforce_{s}", f"{where} {f} --learning-rate {lr}")
+        for env_id, where in (("CartPole-v1", CARTPOLE), ("LunarLander-v3", LUNAR))
+        for e, f in ESTIMATORS
+        for lr in REINFORCE_RATES
+        for n, s in ARMS
+    ],
+} | {
+    f"report-{a}": [(f"CartPole-v1, {n}", f"{a}_{s}", "--env-id CartPole-v1") for n, s in ARMS]
+    + [(f"LunarLander-v3, {n}", f"{a}_{s}", f"--env-id LunarLander-v3 --learning-rate {BEST.get(f'{a}_{s}')}") for n, s in ARMS]
+    for a in ("ppo", "a2c", "reinforce")
 }
 COLLAPSE = (
     "nc1",
@@ -51,7 +75,9 @@ COLLAPSE += ("mean_weight_cosine", "classes_present", "policy_variance", "featur
 
 @dataclass
 class Args:
-    study: Annotated[Literal["tune", "report"], tyro.conf.Positional]
+    study: Annotated[
+        Literal["tune-ppo", "tune-a2c", "tune-reinforce", "report-ppo", "report-a2c", "report-reinforce"], tyro.conf.Positional
+    ]
     """which runs"""
     seeds: list[int] = field(default_factory=list)
     """their seeds; empty means the study's own"""
@@ -88,7 +114,7 @@ def mean_error(values):
 
 def main():
     args = tyro.cli(Args)
-    seeds = args.seeds or {"tune": range(101, 106), "report": range(1, 11)}[args.study]
+    seeds = args.seeds or (range(101, 106) if args.study.startswith("tune") else range(1, 11))
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [[pool.submit(run_once, script, flags, seed) for seed in seeds] for _, script, flags in STUDIES[args.study]]
     studies = [
@@ -100,7 +126,7 @@ def main():
         finals, areas = [[record[key] for record in records] for key in ("final_return", "auc")]
         each = " ".join(f"{final:.0f}" for final in finals)
         print(f"| {name} | {statistics.median(finals):.1f} | {each} | {mean_error(finals)} | {mean_error(areas)} |")
-    for name, records in studies if args.study == "report" else []:
+    for name, records in studies if args.study.startswith("report") else []:
         print(f"\n{name}:\n\n| metric | untrained | trained | trained, labels permuted |\n|---|---|---|---|")
         for metric in COLLAPSE:
             cells = []
