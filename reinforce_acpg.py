@@ -12,6 +12,7 @@ see the method. docs/metrics.md explains every number this script logs.
 """
 
 import csv
+import hashlib
 import json
 import math
 import platform
@@ -435,7 +436,8 @@ class Run:
     def __init__(self, args, agent):
         name = f"{args.env_id}__{args.exp_name}__{args.seed}"
         self.args, self.agent, self.path = args, agent, Path(args.run_dir or Path("runs") / re.sub(r"[^\w.=-]+", "_", name))
-        self.record = {"acpg_run": 1, "status": "running", "args": vars(args), "versions": self.versions()}
+        script = {"argv": sys.argv[1:], "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+        self.record = {"acpg_run": 1, "status": "running"} | script | {"args": vars(args), "versions": self.versions()}
         if args.track:
             self.track()
         if args.capture_video:

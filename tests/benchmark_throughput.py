@@ -2,11 +2,12 @@
 
     pip install stable-baselines3==2.9.2
     python tests/benchmark_throughput.py --pairs 5
+    python tests/benchmark_throughput.py --algorithm a2c
     python tests/benchmark_throughput.py --pairs 5 --extra=--compile --total-timesteps 409600 --warmup 204800
     python tests/benchmark_throughput.py --pairs 5 --diagnostics     # what the collapse metrics cost
 
 Each round runs the scripts and Stable-Baselines3 one after the other as processes of their own, at the same
-hyperparameters (CleanRL's defaults, see docs/parity.md for the mapping), with our diagnostics and logging on and
+hyperparameters (the scripts' defaults, see docs/parity.md for the mapping), with our diagnostics and logging on and
 Stable-Baselines3's logging off. Steps per second count from the end of the warm-up to the end of training. Ratios are
 taken within a round, since the speed of a machine drifts.
 """
@@ -20,6 +21,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -28,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass
 class Args:
+    algorithm: Literal["ppo", "a2c", "reinforce"] = "ppo"
+    """which pair of scripts; for reinforce, which Stable-Baselines3 lacks, their speed alone"""
     pairs: int = 5
     """rounds"""
     total_timesteps: int = 102400
@@ -39,14 +43,14 @@ class Args:
     extra: str = ""
     """further flags for the scripts, such as --extra=--compile"""
     diagnostics: bool = False
-    """measure the cost of the collapse metrics instead: at every update against never, scaled to the default interval"""
+    """measure the cost of the collapse metrics instead: at every log entry against never, scaled to the default interval"""
     sb3: bool = False
     """(internal) run Stable-Baselines3 once and print its steps per second"""
 
 
 def measure_sb3(args):
     import torch
-    from stable_baselines3 import PPO
+    from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
@@ -59,19 +63,24 @@ def measure_sb3(args):
                 self.start, self.start_step = time.perf_counter(), self.num_timesteps
 
     torch.set_num_threads(1)
-    model = PPO(
-        "MlpPolicy",
-        make_vec_env(args.env_id, n_envs=4, seed=1, env_kwargs={"render_mode": None}),
-        learning_rate=lambda remaining: 2.5e-4 * remaining,
-        n_steps=128,
-        batch_size=128,
-        n_epochs=4,
-        clip_range_vf=0.2,
-        ent_coef=0.01,
-        vf_coef=0.25,
-        seed=1,
-        device="cpu",
-    )
+    env_kwargs = {"render_mode": None}
+    if args.algorithm == "a2c":
+        envs = make_vec_env(args.env_id, n_envs=8, seed=1, env_kwargs=env_kwargs)
+        model = A2C("MlpPolicy", envs, n_steps=5, ent_coef=0.01, vf_coef=0.5, seed=1, device="cpu")
+    else:
+        model = PPO(
+            "MlpPolicy",
+            make_vec_env(args.env_id, n_envs=4, seed=1, env_kwargs=env_kwargs),
+            learning_rate=lambda remaining: 2.5e-4 * remaining,
+            n_steps=128,
+            batch_size=128,
+            n_epochs=4,
+            clip_range_vf=0.2,
+            ent_coef=0.01,
+            vf_coef=0.25,
+            seed=1,
+            device="cpu",
+        )
     clock = Clock()
     model.learn(args.total_timesteps, callback=clock)
     print((model.num_timesteps - clock.start_step) / (time.perf_counter() - clock.start))
@@ -93,11 +102,14 @@ def environment():
 
 def measure_diagnostics(script, args):
     """Seconds that the metrics take per second of training without them, at the default interval, in each round."""
-    interval, shares = 20, []
+    interval, shares = {"ppo": 20, "a2c": 250, "reinforce": 20}[args.algorithm], []
+    often_enough = 25 if args.algorithm == "a2c" else 1
     for _ in range(args.pairs):
         with tempfile.TemporaryDirectory() as folder:
-            often, never = (measure_script(script, args, Path(folder), "--diagnostics-interval", str(i)) for i in (1, 0))
-        shares.append((never / often - 1) / interval)
+            often, never = (
+                measure_script(script, args, Path(folder), "--diagnostics-interval", str(i)) for i in (often_enough, 0)
+            )
+        shares.append((never / often - 1) * often_enough / interval)
     print(
         f"{script}: collapse metrics take {100 * statistics.median(shares):.2f} % of training time at the default interval ",
         end="",
@@ -109,23 +121,28 @@ def main():
     args = tyro.cli(Args)
     if args.sb3:
         return measure_sb3(args)
+    scripts = [f"{args.algorithm}_baseline.py", f"{args.algorithm}_acpg.py"]
     if args.diagnostics:
-        return [measure_diagnostics(script, args) for script in ("ppo_baseline.py", "ppo_acpg.py")]
-    scripts = ["ppo_baseline.py", "ppo_acpg.py"]
+        return [measure_diagnostics(script, args) for script in scripts]
+    programs = scripts if args.algorithm == "reinforce" else [*scripts, "SB3"]
     rounds = []
-    print("round  " + "  ".join(f"{name:>16}" for name in [*scripts, "SB3"]), flush=True)
+    print("round  " + "  ".join(f"{name:>16}" for name in programs), flush=True)
     for i in range(args.pairs):
         with tempfile.TemporaryDirectory() as folder:
             speeds = [measure_script(script, args, Path(folder)) for script in scripts]
-        command = [sys.executable, __file__, "--sb3", "--total-timesteps", str(args.total_timesteps)]
-        command += ["--warmup", str(args.warmup), "--env-id", args.env_id]
-        speeds.append(float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment()).stdout))
+        if "SB3" in programs:
+            command = [sys.executable, __file__, "--sb3", "--total-timesteps", str(args.total_timesteps)]
+            command += ["--warmup", str(args.warmup), "--env-id", args.env_id, "--algorithm", args.algorithm]
+            speeds.append(float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment()).stdout))
         rounds.append(speeds)
         print(f"{i + 1:5d}  " + "  ".join(f"{speed:12,.0f} SPS" for speed in speeds), flush=True)
     for j, script in enumerate(scripts):
         ratios = [speeds[j] / speeds[-1] for speeds in rounds]
         spread = f"median of {len(ratios)}, {min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"{script}: {statistics.median(ratios):.2f} times SB3 ({spread})")
+        if "SB3" in programs:
+            print(f"{script}: {statistics.median(ratios):.2f} times SB3 ({spread})")
+        else:
+            print(f"{script}: {statistics.median(speeds[j] for speeds in rounds):,.0f} SPS (median of {len(rounds)})")
 
 
 if __name__ == "__main__":
