@@ -1,0 +1,635 @@
+"""Statistics and plots of a sweep: what the runs below a folder show, and how sure that is.
+
+    python report.py results/sweep
+
+Reads the runs that `benchmark.sh` or the scripts left below the folder (run.json and progress.csv) and writes beside them
+report.md, CSV files with every number, and PNG plots. The arm called `baseline` is what every other arm is compared with.
+docs/benchmark.md explains each number.
+"""
+
+import json
+import math
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import gymnasium as gym
+import matplotlib
+import numpy as np
+import pandas as pd
+import tyro
+from scipy import stats
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+POINTS = 100  # every curve is read at so many equally spaced steps, the last one at the end of the budget
+LAST = POINTS // 10  # points that "final" averages
+SMOOTH = POINTS // 20  # points that "steps to threshold" averages
+REFERENCE_EPISODES = 100
+SETUP = {"run_dir", "seed", "exp_name", "torch_threads", "track", "wandb_project_name", "wandb_entity", "capture_video"}
+METRICS = {"final": 1, "best": 1, "auc": 1, "steps_to_threshold": -1, "drawdown": -1}  # 1: more is better
+COLLAPSE = {
+    "alignment": "AC1 alignment (1)",
+    "variability_quotient": "AC2 variability quotient (0)",
+    "nc1": "AC2 NC1 (0)",
+    "etf_error": "AC3 ETF error of the means (0)",
+    "mean_weight_cosine": "AC3 cosine of means and weights (1)",
+}
+PANELS = ("alignment", "variability_quotient", "etf_error")
+# Okabe and Ito's colours, told apart by colour-blind readers too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@dataclass
+class Args:
+    folder: Annotated[Path, tyro.conf.Positional]
+    """folder with runs anywhere below it; the report is written there"""
+    resamples: int = 5000
+    """bootstrap resamples"""
+    seed: int = 0
+    """seed of the bootstrap and of the random policy"""
+
+
+def fail(message):
+    sys.exit(f"error: {message}")
+
+
+# Reading
+
+
+def read_runs(folder):
+    """(runs, curves, problems): a table with one row per finished run, its curves by index, and what is missing.
+
+    Ends in one line if there is nothing to read or if one arm's runs were made with different settings.
+    """
+    rows, curves, problems, settings = [], [], [], {}
+    for path in sorted(folder.rglob("run.json")):
+        try:
+            record = json.loads(path.read_text())
+            args, status = record["args"], record["status"]
+            algo, _, arm = args["exp_name"].partition("_")
+            env_id, seed, steps = args["env_id"], args["seed"], args["total_timesteps"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            problems.append(f"{path.parent.name}: run.json cannot be read")
+            continue
+        name = f"{env_id} {algo} {arm} seed {seed}"
+        if status != "finished":
+            problems.append(f"{name}: {status}")
+            continue
+        try:
+            curve = pd.read_csv(path.parent / "progress.csv")
+            returns = curve[["global_step", "charts/episodic_return"]].dropna()
+        except (OSError, ValueError, KeyError):
+            problems.append(f"{name}: progress.csv cannot be read")
+            continue
+        if returns.empty:
+            problems.append(f"{name}: no episode ended")
+            continue
+        key = (env_id, algo, arm)
+        own = {k: v for k, v in args.items() if k not in SETUP} | {"script_sha256": record.get("script_sha256")}
+        first = settings.setdefault(key, own)
+        if different := sorted(k for k in first.keys() | own.keys() if first.get(k) != own.get(k)):
+            shown = ", ".join(f"{k} {first.get(k)!r} and {own.get(k)!r}" for k in different[:3])
+            fail(f"{folder} mixes runs of {env_id} {algo} {arm} made with different settings ({shown}); keep one kind")
+        if seed in [row["seed"] for row in rows if (row["env"], row["algo"], row["arm"]) == key]:
+            fail(f"{folder} holds {name} twice; remove one")
+        rows.append({"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": steps, "wall_time": record["wall_time"]})
+        curves.append(curve)
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        finished = {str(row["seed"]) + row["env"] + row["algo"] + row["arm"] for row in rows}
+        for name, run in json.loads(manifest.read_text()).get("runs", {}).items():
+            flags = run["flags"].split()
+            value = {flag: flags[flags.index(flag) + 1] for flag in ("--seed", "--env-id", "--exp-name")}
+            known = value["--seed"] + value["--env-id"] + value["--exp-name"].replace("_", "", 1)
+            text = name.replace("__", " ")
+            if known not in finished and not any(value["--env-id"] in p and p.startswith(text) for p in problems):
+                problems.append(f"{text}: {'no result' if run['status'] == 'finished' else run['status']}")
+    if not rows:
+        fail(f"{folder} holds no finished runs" + (f" ({len(problems)} unfinished)" if problems else "") + "; run benchmark.sh")
+    return pd.DataFrame(rows), curves, problems, settings
+
+
+def on_grid(curve, tag, budget):
+    """A tag's curve at POINTS equally spaced steps, by linear interpolation; NaN throughout if it has no value."""
+    steps, values = curve["global_step"].to_numpy(float), pd.to_numeric(curve.get(tag, pd.Series(dtype=float)), errors="coerce")
+    values = values.to_numpy(float) if len(values) else np.full(len(steps), np.nan)
+    known = np.isfinite(values)
+    if not known.any():
+        return np.full(POINTS, np.nan)
+    return np.interp(np.linspace(budget / POINTS, budget, POINTS), steps[known], values[known])
+
+
+def random_return(args, seed, cache):
+    """Mean return of the uniform random policy, over REFERENCE_EPISODES seeded episodes; measured once per folder."""
+    key = " ".join(str(args[k]) for k in ("env_id", "env_kwargs", "max_episode_steps"))
+    if key not in cache:
+        env = gym.make(args["env_id"], max_episode_steps=args["max_episode_steps"], **json.loads(args["env_kwargs"]))
+        env.action_space.seed(seed)
+        totals = []
+        for episode in range(REFERENCE_EPISODES):
+            env.reset(seed=seed if episode == 0 else None)
+            total, over = 0.0, False
+            while not over:
+                _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+                total, over = total + float(reward), terminated or truncated
+            totals.append(total)
+        env.close()
+        cache[key] = {"mean": float(np.mean(totals)), "standard_error": float(stats.sem(totals)), "episodes": len(totals)}
+    return cache[key]["mean"]
+
+
+# Statistics
+
+
+def summarise(curve, budget, threshold):
+    """What one run's gridded learning curve (POINTS,) says: a dict with the keys of METRICS, and whether it got there.
+
+    final: mean of the last tenth; best: the largest mean of a tenth; drawdown: best - final; auc: mean of the curve;
+    steps_to_threshold: first step at which the mean of a twentieth reaches `threshold`, the budget if none does.
+    """
+    tenths = np.convolve(curve, np.ones(LAST) / LAST, "valid")
+    result = {"final": tenths[-1], "best": tenths.max(), "auc": curve.mean(), "drawdown": tenths.max() - tenths[-1]}
+    reached = np.convolve(curve, np.ones(SMOOTH) / SMOOTH, "valid") >= threshold if threshold is not None else np.array([])
+    steps = math.nan if threshold is None else budget
+    if reached.any():
+        steps = (np.argmax(reached) + SMOOTH) / POINTS * budget
+    return result | {"steps_to_threshold": steps, "reached": bool(reached.any()) if threshold is not None else math.nan}
+
+
+def mean_interval(x, rng, level=0.95, resamples=5000):
+    """Interval for the mean of a sample (n,) by the studentised bootstrap (Efron and Tibshirani 1993, section 12.5).
+
+    Unlike the percentile bootstrap, which covers about 90 % at ten values, it holds its level there, on skewed data too.
+    NaN for fewer than two values; a sample without spread has an interval without width.
+    """
+    x = np.asarray(x, dtype=float)
+    if len(x) < 2 or not np.isfinite(x).all():
+        return math.nan, math.nan
+    if np.ptp(x) == 0:
+        return x[0], x[0]
+    sample = x[rng.integers(len(x), size=(resamples, len(x)))]
+    spread = sample.std(axis=1, ddof=1)
+    t = (sample.mean(axis=1) - x.mean())[spread > 0] / spread[spread > 0]
+    low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
+    return x.mean() - high * x.std(ddof=1), x.mean() - low * x.std(ddof=1)
+
+
+def improvement(differences, level=0.95):
+    """(p, low, high): probability that a seed does better with the treatment, ties counting half, with Wilson's interval."""
+    n, wins = len(differences), np.sum(differences > 0) + np.sum(differences == 0) / 2
+    low = stats.binomtest(math.floor(wins), n).proportion_ci(level, "wilson").low
+    high = stats.binomtest(math.ceil(wins), n).proportion_ci(level, "wilson").high
+    return wins / n, low, high
+
+
+def cvar(x, share=0.25, axis=-1):
+    """Mean of the worst `share` of the values, rounded up to whole ones."""
+    x = np.sort(x, axis=axis)
+    return np.take(x, range(math.ceil(share * x.shape[axis])), axis=axis).mean(axis=axis)
+
+
+def iqm(x):
+    """Interquartile mean over the last two axes (seeds, tasks) together: the middle half of all scores."""
+    return stats.trim_mean(x.reshape(*x.shape[:-2], -1), 0.25, axis=-1)
+
+
+def resampled(arrays, rng, resamples):
+    """Stratified bootstrap: for each task its own seeds drawn anew, the same ones in all `arrays` (seeds, tasks).
+
+    Returns arrays (resamples, seeds, tasks). Arms stay paired by seed.
+    """
+    seeds, tasks = arrays[0].shape
+    index = rng.integers(seeds, size=(resamples, seeds, tasks))
+    return [array[index, np.arange(tasks)] for array in arrays]
+
+
+# The family of aggregate comparisons: claim, name, statistic of (..., seeds, tasks) arrays, sign, which array
+AGGREGATES = [
+    ("faster", "area under the curve, IQM", iqm, 1, "auc"),
+    ("faster", "share of the budget to the threshold, mean", lambda x: x.mean((-2, -1)), -1, "steps"),
+    ("better", "final return, IQM", iqm, 1, "final"),
+    ("more robust", "CVaR 25 % over seeds, mean over tasks", lambda x: cvar(x, axis=-2).mean(-1), 1, "final"),
+    ("more robust", "failure rate", lambda x: (x < 0.5).mean((-2, -1)), -1, "final"),
+    ("more robust", "spread over seeds, mean over tasks", lambda x: x.std(axis=-2, ddof=1).mean(-1), -1, "final"),
+]
+
+
+def verdict(claim, rows):
+    """Supported if a corrected interval of the claim lies on the favourable side of zero and none on the other."""
+    good, bad = any(r["better"] for r in rows), any(r["worse"] for r in rows)
+    return "mixed" if good and bad else "supported" if good else "contradicted" if bad else "not distinguishable"
+
+
+def compare_aggregates(scores, arm, rng, resamples):
+    """Rows of the aggregate table for one arm against the baseline over the tasks (env, algo) that both have.
+
+    `scores` is the run table with normalised columns. Intervals are those of the whole family together (Bonferroni).
+    """
+    both = {}
+    for key, group in scores.groupby(["env", "algo"]):
+        seeds = [set(group.loc[group.arm == name, "seed"]) for name in ("baseline", arm)]
+        if common := sorted(seeds[0] & seeds[1]):
+            both[key] = (group, common)
+    if not both:
+        return [], 0, 0
+    n = min(len(common) for _, common in both.values())
+    if n < 2:
+        return [], len(both), n
+    arrays = {}
+    for column in ("auc", "steps", "final"):
+        for name in ("baseline", arm):
+            tables = [g[g.arm == name].set_index("seed").loc[c[:n], f"norm_{column}"] for g, c in both.values()]
+            arrays[column, name] = np.stack(tables, axis=-1)
+    rows, level = [], 1 - 0.05 / len(AGGREGATES)
+    for claim, name, statistic, sign, column in AGGREGATES:
+        pair = [arrays[column, "baseline"], arrays[column, arm]]
+        base, treated = (float(statistic(x)) for x in pair)
+        draws = [statistic(x) for x in resampled(pair, rng, resamples)]
+        low, high = np.quantile(draws[1] - draws[0], [(1 - level) / 2, (1 + level) / 2])
+        row = {"arm": arm, "claim": claim, "measure": name, "baseline": base, "treated": treated}
+        row |= {"difference": treated - base, "low": low, "high": high}
+        rows.append(
+            row | {"better": bool(sign * low > 0 and sign * high > 0), "worse": bool(sign * low < 0 and sign * high < 0)}
+        )
+    return rows, len(both), n
+
+
+# Plots
+
+
+def style():
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
+    plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False})
+
+
+def band(axes, x, curves, colour, label, **options):
+    """Mean of `curves` (n, points) with its pointwise 95 % t interval."""
+    curves = curves[np.isfinite(curves).all(1)]
+    if not len(curves):
+        return
+    mean = curves.mean(0)
+    axes.plot(x, mean, color=colour, label=label, **options)
+    if len(curves) > 1:
+        half = stats.t.ppf(0.975, len(curves) - 1) * stats.sem(curves)
+        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+
+
+def save(figure, path):
+    """Write the figure with one legend of everything that carries a label in any of its axes."""
+    labelled = {}
+    for axes in figure.axes:
+        labelled |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=min(len(labelled), 5))
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_curves(runs, returns, thresholds, colours, path):
+    envs, algos = runs.env.unique(), runs.algo.unique()
+    size = (1 + 3.2 * len(envs), 0.8 + 2.6 * len(algos))
+    figure, grid = plt.subplots(len(algos), len(envs), figsize=size, squeeze=False, layout="constrained", sharex="col")
+    for i, algo in enumerate(algos):
+        for j, env in enumerate(envs):
+            axes, cell = grid[i][j], runs[(runs.env == env) & (runs.algo == algo)]
+            for arm in (arm for arm in colours if arm in set(cell.arm)):
+                group = cell[cell.arm == arm]
+                steps = np.linspace(1 / POINTS, 1, POINTS) * group.budget.iloc[0] / 1000
+                band(axes, steps, returns[group.index], colours[arm], arm)
+            if thresholds[env] is not None:
+                axes.axhline(thresholds[env], color="grey", linestyle=":", linewidth=1)
+            axes.set_title(f"{env}, {algo}")
+            axes.set_ylabel("episodic return" if j == 0 else "")
+            axes.set_xlabel("thousand environment steps" if i == len(algos) - 1 else "")
+    save(figure, path)
+
+
+def plot_collapse(runs, curves, returns, algo, colours, path):
+    cell = runs[runs.algo == algo]
+    envs, arms = cell.env.unique(), [a for a in ("baseline", "acpg") if a in set(cell.arm)] or list(cell.arm.unique())[:2]
+    size = (13, 0.8 + 2.6 * len(envs))
+    figure, grid = plt.subplots(len(envs), 1 + len(PANELS), figsize=size, squeeze=False, layout="constrained")
+    for i, env in enumerate(envs):
+        for arm in arms:
+            group = cell[(cell.env == env) & (cell.arm == arm)]
+            if group.empty:
+                continue
+            budget = group.budget.iloc[0]
+            steps = np.linspace(1 / POINTS, 1, POINTS) * budget / 1000
+            band(grid[i][0], steps, returns[group.index], colours[arm], arm)
+            for axes, metric in zip(grid[i][1:], PANELS, strict=True):
+                for prefix, label, options in (
+                    ("collapse", arm, {}),
+                    ("collapse_null", f"{arm}, labels permuted", {"linestyle": "--"}),
+                ):
+                    if prefix == "collapse_null" and metric == "variability_quotient":
+                        continue  # hundreds: it would flatten the rest; the table has it
+                    read = np.stack([on_grid(curves[k], f"{prefix}/{metric}", budget) for k in group.index])
+                    band(axes, steps, read, colours[arm], label, **options)
+        grid[i][0].set_ylabel(f"{env}\nepisodic return")
+        for axes, metric in zip(grid[i][1:], PANELS, strict=True):
+            axes.set_ylabel(COLLAPSE[metric])
+        for axes in grid[i]:
+            axes.set_xlabel("thousand environment steps" if i == len(envs) - 1 else "")
+    save(figure, path)
+
+
+def plot_aggregate(scores, colours, rng, resamples, path):
+    """IQM of normalised final return and area under the curve, per algorithm and arm, with 95 % bootstrap intervals."""
+    algos = list(scores.algo.unique())
+    figure, grid = plt.subplots(1, 2, figsize=(10, 1.2 + 0.9 * len(algos)), layout="constrained", sharey=True)
+    table = []
+    for axes, (column, title) in zip(grid, (("final", "final return"), ("auc", "area under the curve")), strict=True):
+        for i, algo in enumerate(algos):
+            arms = [arm for arm in colours if arm in set(scores.arm[scores.algo == algo])]
+            for k, arm in enumerate(arms):
+                array = matrix(scores[(scores.algo == algo) & (scores.arm == arm)], f"norm_{column}")
+                value, low, high = float(iqm(array)), math.nan, math.nan
+                if len(array) > 1:
+                    low, high = np.quantile(iqm(resampled([array], rng, resamples)[0]), [0.025, 0.975])
+                y = i - 0.3 + 0.6 * (k + 0.5) / len(arms)
+                axes.plot([low, high], [y, y], color=colours[arm], linewidth=5, alpha=0.45, solid_capstyle="butt")
+                axes.plot(value, y, "o", color=colours[arm], label=arm)
+                table.append({"algo": algo, "arm": arm, "measure": column, "iqm": value, "low": low, "high": high})
+        axes.set_xlabel(f"IQM of normalised {title}\n(0 random policy, 1 threshold)")
+        axes.set_yticks(range(len(algos)), algos)
+    grid[0].invert_yaxis()
+    save(figure, path)
+    return pd.DataFrame(table)
+
+
+def matrix(scores, column):
+    """(seeds, tasks) of a column, over the seeds that all tasks have, so far as there are as many."""
+    groups = [group.sort_values("seed")[column].to_numpy() for _, group in scores.groupby(["env", "algo"])]
+    n = min(map(len, groups))
+    return np.stack([group[:n] for group in groups], axis=-1)
+
+
+def plot_profile(scores, efficiency, colours, rng, resamples, paths):
+    """Performance profile (share of runs above a score), and sample efficiency (IQM against the share of the budget)."""
+    figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    low = min(0.0, float(scores.norm_final.quantile(0.02)))
+    taus = np.linspace(low, max(1.2, scores.norm_final.max()), 200)
+    for arm, colour in colours.items():
+        array = matrix(scores[scores.arm == arm], "norm_final")
+        above = lambda x: (x[..., None] > taus).mean((-3, -2))  # noqa: E731
+        axes.plot(taus, above(array), color=colour, label=arm)
+        if len(array) > 1:
+            draws = above(resampled([array], rng, min(resamples, 2000))[0])
+            axes.fill_between(taus, *np.quantile(draws, [0.025, 0.975], axis=0), color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("normalised final return τ (0 random policy, 1 threshold)")
+    axes.set_ylabel("share of runs above τ")
+    save(figure, paths[0])
+    figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+    for arm, colour in colours.items():
+        rows = scores[scores.arm == arm]
+        groups = [efficiency[group.sort_values("seed").index] for _, group in rows.groupby(["env", "algo"])]
+        n = min(map(len, groups))
+        cube = np.stack([group[:n] for group in groups], axis=1)  # seeds, tasks, points
+        share = np.linspace(1 / POINTS, 1, POINTS)
+        axes.plot(share, iqm(np.moveaxis(cube, -1, 0)), color=colour, label=arm)
+        if n > 1:
+            index = rng.integers(n, size=(min(resamples, 2000), n, cube.shape[1]))
+            draws = [iqm(cube[..., p][index, np.arange(cube.shape[1])]) for p in range(POINTS)]
+            axes.fill_between(share, *np.quantile(draws, [0.025, 0.975], axis=1), color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("share of the step budget")
+    axes.set_ylabel("IQM of normalised return")
+    save(figure, paths[1])
+
+
+# The report
+
+
+def number(x, digits=3):
+    if x is None or (isinstance(x, float) and math.isnan(x)):
+        return "-"
+    return f"{x:.{digits}g}" if abs(x) < 1000 else f"{x:,.0f}"
+
+
+def table(rows, header):
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows]) + "\n"
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    folder, rng = args.folder, np.random.default_rng(args.seed)
+    if not folder.is_dir():
+        fail(f"{folder} is no folder; give the one that benchmark.sh wrote to")
+    if args.resamples < 2000:
+        fail(f"--resamples must be at least 2000, got {args.resamples}")
+    warnings.filterwarnings("ignore", message="Precision loss occurred")
+    runs, curves, problems, settings = read_runs(folder)
+    out = folder / "report"
+    try:
+        out.mkdir(exist_ok=True)
+        (folder / "report.md").touch()
+    except OSError as error:
+        fail(f"{folder} cannot be written: {error.strerror}")
+    style()
+    arms = sorted(runs.arm.unique(), key=lambda arm: (arm != "baseline", arm != "acpg", arm))
+    colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
+    envs = list(runs.env.unique())
+    cache_path = folder / "references.json"
+    cache = json.loads(cache_path.read_text()) if cache_path.is_file() else {}
+    thresholds, randoms = {}, {}
+    for (env, _, _), own in settings.items():
+        if env not in thresholds:
+            thresholds[env] = gym.spec(env).reward_threshold
+            randoms[env] = random_return(own, args.seed, cache)
+    cache_path.write_text(json.dumps(cache, indent=1) + "\n")
+
+    # Each run
+    returns = np.stack([on_grid(curve, "charts/episodic_return", b) for curve, b in zip(curves, runs.budget, strict=True)])
+    summary = [summarise(r, b, thresholds[e]) for r, b, e in zip(returns, runs.budget, runs.env, strict=True)]
+    runs = pd.concat([runs, pd.DataFrame(summary)], axis=1)
+    span = runs.env.map(lambda env: math.nan if thresholds[env] is None else thresholds[env] - randoms[env])
+    random = runs.env.map(randoms)
+    runs["norm_final"], runs["norm_auc"] = (runs.final - random) / span, (runs.auc - random) / span
+    runs["norm_steps"] = runs.steps_to_threshold / runs.budget
+    runs["failed"] = np.where(span.notna(), runs.norm_final < 0.5, math.nan)
+    runs.to_csv(out / "runs.csv", index=False, float_format="%.6g")
+
+    # Each cell, and its seed-paired differences
+    cells, differences = [], []
+    for (env, algo), group in runs.groupby(["env", "algo"], sort=False):
+        base = group[group.arm == "baseline"].set_index("seed")
+        for arm in (arm for arm in arms if arm in set(group.arm)):
+            rows = group[group.arm == arm]
+            low, high = mean_interval(rows.final, rng, resamples=args.resamples)
+            cell = {"env": env, "algo": algo, "arm": arm, "seeds": len(rows), "final": rows.final.mean()}
+            cell |= {"final_low": low, "final_high": high} | {m: rows[m].mean() for m in list(METRICS)[1:]}
+            cell |= {
+                "final_median": rows.final.median(),
+                "final_sd": rows.final.std(ddof=1),
+                "cvar25": cvar(rows.final.to_numpy()),
+            }
+            cells.append(cell | {"reached": rows.reached.mean(), "failure_rate": rows.failed.mean()})
+            if arm == "baseline" or base.empty:
+                continue
+            treated = rows.set_index("seed")
+            common = sorted(set(base.index) & set(treated.index))
+            for metric, sign in METRICS.items():
+                d = (treated.loc[common, metric] - base.loc[common, metric]).to_numpy(float)
+                if not len(d) or not np.isfinite(d).all():
+                    continue
+                low, high = mean_interval(d, rng, resamples=args.resamples)
+                p, p_low, p_high = improvement(sign * d)
+                row = {"env": env, "algo": algo, "arm": arm, "metric": metric, "seeds": len(d), "difference": d.mean()}
+                differences.append(row | {"low": low, "high": high, "p_improvement": p, "p_low": p_low, "p_high": p_high})
+            pair = [x.loc[common, "final"].to_numpy()[:, None] for x in (base, treated)]
+            if len(common) > 1:
+                draws = [cvar(x[..., 0]) for x in resampled(pair, rng, args.resamples)]
+                low, high = np.quantile(draws[1] - draws[0], [0.025, 0.975])
+                d = cvar(pair[1][:, 0]) - cvar(pair[0][:, 0])
+                row = {"env": env, "algo": algo, "arm": arm, "metric": "cvar25", "seeds": len(common), "difference": d}
+                differences.append(row | {"low": low, "high": high})
+    cells, differences = pd.DataFrame(cells), pd.DataFrame(differences)
+    cells.to_csv(out / "cells.csv", index=False, float_format="%.6g")
+    differences.to_csv(out / "differences.csv", index=False, float_format="%.6g")
+
+    # Curves, compact: mean over seeds with the pointwise interval of the plots
+    compact = []
+    for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
+        r = returns[group.index]
+        half = stats.t.ppf(0.975, len(r) - 1) * stats.sem(r) if len(r) > 1 else np.full(POINTS, math.nan)
+        steps = np.linspace(1 / POINTS, 1, POINTS) * group.budget.iloc[0]
+        frame = {"env": env, "algo": algo, "arm": arm, "step": steps, "mean": r.mean(0), "low": r.mean(0) - half}
+        compact.append(pd.DataFrame(frame | {"high": r.mean(0) + half}))
+    pd.concat(compact).to_csv(out / "curves.csv", index=False, float_format="%.6g")
+
+    # Collapse
+    collapse = []
+    for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
+        for metric in COLLAPSE:
+            read = {}
+            for name, tag, at in (("untrained", "collapse", 0), ("trained", "collapse", -1), ("null", "collapse_null", -1)):
+                values = [curves[k].get(f"{tag}/{metric}", pd.Series(dtype=float)).dropna() for k in group.index]
+                values = np.array([v.iloc[at] for v in values if len(v)])
+                read[name] = values.mean() if len(values) else math.nan
+                if name == "trained":
+                    read["low"], read["high"] = mean_interval(values, rng, resamples=args.resamples)
+            collapse.append({"env": env, "algo": algo, "arm": arm, "metric": metric} | read)
+    collapse = pd.DataFrame(collapse)
+    collapse.to_csv(out / "collapse.csv", index=False, float_format="%.6g")
+
+    # Across environments
+    scores = runs[runs.norm_final.notna()]
+    aggregates, verdicts = [], []
+    if not scores.empty:
+        for arm in arms[1:] if arms[0] == "baseline" else []:
+            rows, tasks, seeds = compare_aggregates(scores, arm, rng, args.resamples)
+            aggregates += rows
+            for claim in ("faster", "better", "more robust"):
+                part = [row for row in rows if row["claim"] == claim]
+                verdicts.append((arm, claim, verdict(claim, part) if part else "not enough seeds", tasks, seeds))
+        efficiency = (returns - random.to_numpy()[:, None]) / span.to_numpy()[:, None]
+        table_iqm = plot_aggregate(scores, colours, rng, args.resamples, out / "aggregate.png")
+        table_iqm.to_csv(out / "iqm.csv", index=False, float_format="%.6g")
+        profiles = (out / "profile.png", out / "efficiency.png")
+        tasks = scores.groupby("arm")[["env", "algo"]].apply(lambda x: len(x.drop_duplicates()))
+        everywhere = {arm: colour for arm, colour in colours.items() if tasks.get(arm) == tasks.max()}
+        plot_profile(scores, efficiency, everywhere, rng, args.resamples, profiles)
+    pd.DataFrame(aggregates).to_csv(out / "aggregates.csv", index=False, float_format="%.6g")
+    plot_curves(runs, returns, thresholds, colours, out / "curves.png")
+    for algo in runs.algo.unique():
+        plot_collapse(runs, curves, returns, algo, colours, out / f"collapse_{algo}.png")
+
+    # report.md
+    text = [
+        f"# Report\n\n{len(runs)} finished runs of {len(envs)} environments. Made by `python report.py`; docs/benchmark.md "
+    ]
+    text[0] += "explains every number. Differences are arm minus baseline, paired by seed, with 95 % intervals.\n"
+    if problems:
+        text.append(f"**Missing: {len(problems)} runs.** Their pairs are left out of every comparison.\n")
+        text.append("\n".join(f"- {problem}" for problem in problems) + "\n")
+    counts = cells.seeds.unique()
+    if len(counts) > 1:
+        text.append(f"The cells have unequal numbers of seeds ({min(counts)} to {max(counts)}); pairs use the common ones.\n")
+    if min(counts) < 2:
+        text.append("A cell with a single seed has no interval.\n")
+    if without := [env for env in envs if thresholds[env] is None]:
+        text.append(f"No reward threshold, hence in no aggregate and without steps to it: {', '.join(without)}.\n")
+    text.append("## Verdicts\n")
+    if verdicts:
+        text.append("Each claim from the intervals of the aggregate table, Bonferroni-corrected over its six comparisons.\n")
+        header = ("arm", "claim", "verdict", "tasks (environment x algorithm)", "seeds")
+        text.append(table([(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], header))
+        if aggregates:
+            rows = [
+                (r["arm"], r["claim"], r["measure"], number(r["baseline"]), number(r["treated"]))
+                + (f"{number(r['difference'])} [{number(r['low'])}, {number(r['high'])}]",)
+                for r in aggregates
+            ]
+            header = (
+                "arm",
+                "claim",
+                "measure (normalised: 0 random policy, 1 threshold)",
+                "baseline",
+                "arm's",
+                "difference, corrected",
+            )
+            text.append(table(rows, header))
+        if left_out := sorted(set(scores.arm) - set(everywhere)):
+            text.append(f"Arms without runs on every task are left out of the last two plots: {', '.join(left_out)}.\n")
+        text.append("![IQM](report/aggregate.png)\n\n![profile](report/profile.png)\n\n![efficiency](report/efficiency.png)\n")
+    else:
+        text.append("None: it takes a baseline, another arm, and an environment with a reward threshold.\n")
+    text.append("## Learning\n\n![learning curves](report/curves.png)\n")
+    rows = [
+        (
+            c.env,
+            c.algo,
+            c.arm,
+            c.seeds,
+            f"{number(c.final)} [{number(c.final_low)}, {number(c.final_high)}]",
+            number(c.final_median),
+        )
+        + tuple(map(number, (c.best, c.auc, c.steps_to_threshold, c.reached, c.failure_rate, c.cvar25, c.drawdown)))
+        for c in cells.itertuples()
+    ]
+    header = ("environment", "algorithm", "arm", "seeds", "final return", "median", "best", "area", "steps to threshold")
+    text.append(table(rows, (*header, "reached it", "failure rate", "CVaR 25 %", "drawdown")))
+    if len(differences):
+        text.append("### Differences from the baseline\n")
+        rows = [
+            (d.env, d.algo, d.arm, d.metric, d.seeds, f"{number(d.difference)} [{number(d.low)}, {number(d.high)}]")
+            + (
+                f"{number(d.p_improvement)} [{number(d.p_low)}, {number(d.p_high)}]"
+                if d.p_improvement == d.p_improvement
+                else "-",
+            )
+            for d in differences.itertuples()
+        ]
+        header = ("environment", "algorithm", "arm", "measure", "pairs", "difference, 95 %", "probability of improvement, 95 %")
+        text.append(table(rows, header))
+    text.append("## Collapse\n\nGreedy labels. With two actions the ETF error is 0 whatever happens.\n")
+    text += [f"![collapse, {algo}](report/collapse_{algo}.png)\n" for algo in runs.algo.unique()]
+    rows = [
+        (
+            c.env,
+            c.algo,
+            c.arm,
+            COLLAPSE[c.metric],
+            number(c.untrained),
+            f"{number(c.trained)} [{number(c.low)}, {number(c.high)}]",
+        )
+        + (number(c.null),)
+        for c in collapse.itertuples()
+    ]
+    header = ("environment", "algorithm", "arm", "metric (at collapse)", "untrained", "trained", "trained, labels permuted")
+    text.append(table(rows, header))
+    text.append("## References\n")
+    rows = [(env, number(randoms[env]), number(thresholds[env])) for env in envs]
+    text.append(table(rows, ("environment", f"random policy, {REFERENCE_EPISODES} episodes", "reward threshold")))
+    (folder / "report.md").write_text("\n".join(text))
+    for arm, claim, what, tasks, seeds in verdicts:
+        print(f"{arm} {claim}: {what} ({tasks} tasks, {seeds} seeds)")
+    print(f"{len(runs)} runs, {len(problems)} missing; report in {folder / 'report.md'}")
+
+
+if __name__ == "__main__":
+    main()
