@@ -1,0 +1,207 @@
+"""benchmark.sh: what it plans, that a stopped sweep goes on, that failures are said, and the way through to the report."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import slurm_node
+from helpers import ROOT, snapshot
+
+ENV = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+TINY_SWEEP = ("--algos", "ppo", "--envs", "CartPole-v1", "--seeds", "2", "--total-timesteps", "2048")
+TINY_SWEEP += ("--arms", "baseline", "acpg", "bad=acpg:--feature-dim=0")
+ONE = ("--algos", "ppo", "--envs", "CartPole-v1", "--seeds", "1", "--arms", "baseline", "--total-timesteps", "1024")
+
+
+def start(*flags, **options):
+    return subprocess.Popen(["bash", str(ROOT / "benchmark.sh"), *map(str, flags)], env=ENV, text=True, **options)
+
+
+def sweep(*flags, **options):
+    """(exit status, stdout, stderr) of `bash benchmark.sh ...`."""
+    process = start(*flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    stdout, stderr = process.communicate(timeout=300)
+    return process.returncode, stdout, stderr
+
+
+def commands(*flags):
+    """What --print lists, as lists of words."""
+    status, stdout, stderr = sweep("--print", *flags)
+    assert status == 0, stderr
+    return [shlex.split(line) for line in stdout.splitlines()]
+
+
+def starts(folder):
+    """When each finished run in the folder was started: its event file, whose name holds the time."""
+    return {path.parent.name: path.name for path in (folder / "runs").glob("*/events.out.tfevents.*")}
+
+
+# The plan
+
+
+def test_the_default_suite(tmp_path):
+    lines = commands("--out", tmp_path / "out")
+    runs = [line[line.index("--one") + 1 :] for line in lines]
+    assert len({run[0] for run in runs}) == len(runs) == 3 * 2 * 4 * 10
+    assert {run[1] for run in runs} == {f"{a}_{arm}.py" for a in ("ppo", "a2c", "reinforce") for arm in ("baseline", "acpg")}
+    assert {run[run.index("--seed") + 1] for run in runs} == {str(seed) for seed in range(1, 11)}
+    assert {"CartPole-v1", "Acrobot-v1", "LunarLander-v3"} < {run[run.index("--env-id") + 1] for run in runs}
+    assert not (tmp_path / "out").exists()
+
+
+def test_options(tmp_path):
+    arms = ("baseline", "random=acpg:--action-layer=random --etf-scale=2", "fast=baseline:--learning-rate=8e-4")
+    flags = ("--algos", "a2c", "--envs", "CartPole-v1", "CliffWalking-v1", "--seeds", "3", "7", "--total-timesteps", "5000")
+    lines = commands("--out", tmp_path, *flags, "--arms", *arms, "--extra=--gamma 0.9")
+    assert len(lines) == 2 * 2 * 3
+    text = [" ".join(line) for line in lines]
+    assert all("--total-timesteps 5000" in line and "--gamma 0.9" in line for line in text)
+    assert {line[line.index("--seed") + 1] for line in lines} == {"3", "7"}
+    random = [line for line in text if "--exp-name a2c_random" in line]
+    assert len(random) == 4 and all("a2c_acpg.py" in r and r.endswith("--action-layer=random --etf-scale=2") for r in random)
+    assert all("a2c_baseline.py" in r and r.endswith("--learning-rate=8e-4") for r in text if "--exp-name a2c_fast" in r)
+    assert all(("--max-episode-steps 200" in line) == ("CliffWalking" in line) for line in text)
+    assert len(commands("--out", tmp_path, *flags[:-5], "--seeds", "3", "--arms", "baseline")) == 2 * 3  # a count
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--algos", "dqn"), ("--algos", "dqn")),
+        (("--envs", "Nonsense-v9"), ("--envs", "Nonsense")),
+        (("--seeds", "one"), ("--seeds", "one")),
+        (("--seeds", "0"), ("--seeds",)),
+        (("--arms", "random=dqn:--x"), ("--arms", "random")),
+        (("--arms", "acpg", "acpg"), ("--arms", "twice")),
+        (("--jobs", "0"), ("--jobs",)),
+        (("--total-timesteps", "0"), ("--total-timesteps",)),
+        (("--extra=--x 'y",), ("--extra",)),
+        (("--out", "/dev/null/x"), ("--out", "/dev/null/x")),
+    ],
+    ids=lambda value: " ".join(value) if value[0].startswith("--") and len(value) > 1 else None,
+)
+def test_bad_input_is_one_line(tmp_path, flags, words):
+    out = () if "--out" in flags else ("--out", tmp_path / "out")
+    status, stdout, stderr = sweep(*out, *flags)
+    assert status == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+    assert all(word in stderr for word in words)
+    assert not list(tmp_path.iterdir())
+
+
+# Sweeps
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """One environment, two seeds, few steps, an arm that fails: the folder, and what the sweep said."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    return out, *sweep("--out", out, *TINY_SWEEP)
+
+
+def test_through_to_the_report(tiny):
+    """The failed arm is named with the end of its log, the others go on, the status says so, the report marks it."""
+    out, status, stdout, stderr = tiny
+    assert status == 1 and "2 of 6 runs failed" in stderr and "ppo_bad 1" in stderr
+    assert "--feature-dim must be at least 1" in stdout and "[6/6, 2 failed" in stdout
+    text = (out / "report.md").read_text()
+    assert "Missing: 2 runs" in text and "ppo_bad 1: failed" in text
+    assert "| CartPole-v1 | ppo | acpg | auc | 2 |" in text
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["git_commit"] is not None and manifest["packages"]["torch"] and manifest["cpu"]
+    assert {run["status"] for run in manifest["runs"].values()} == {"finished", "failed"}
+    assert all(run["wall_time"] > 0 for run in manifest["runs"].values() if run["status"] == "finished")
+
+
+def test_a_second_time_keeps_what_is_finished(tiny):
+    out, before = tiny[0], starts(tiny[0])
+    status, stdout, _ = sweep("--out", out, *TINY_SWEEP)
+    assert status == 1 and "4 of them finished before" in stdout
+    assert starts(out) == before and len(before) == 4
+
+
+def test_a_changed_flag_runs_again(tmp_path):
+    assert sweep("--out", tmp_path, *ONE)[0] == 0
+    before = starts(tmp_path)
+    assert sweep("--out", tmp_path, *ONE, "--extra=--gamma 0.9")[0] == 0
+    after = starts(tmp_path)
+    assert before.keys() == after.keys() and before != after
+    assert json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())["args"]["gamma"] == 0.9
+    record = next((tmp_path / "runs").glob("*/run.json"))
+    record.write_text(record.read_text().replace('"script_sha256": "', '"script_sha256": "other'))  # made by another script
+    assert "0 of them finished before" in sweep("--out", tmp_path, *ONE, "--extra=--gamma 0.9")[1]
+
+
+def test_kill_and_go_on(tmp_path):
+    """Killed in the middle of its second run: the first is kept, the orphan left to end or taken over, all is there once."""
+    flags = ("--out", tmp_path, *ONE[:-1], "60000", "--seeds", "1", "2", "--jobs", "1")
+    process = start(*flags, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 200
+    second = tmp_path / "runs" / "CartPole-v1__ppo_baseline__2" / "run.json"
+    while not second.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = starts(tmp_path)
+    status, stdout, stderr = sweep(*flags)
+    assert status == 0, stdout + stderr
+    assert "1 of them finished before" in stdout
+    after = starts(tmp_path)
+    assert len(after) == 2 and after["CartPole-v1__ppo_baseline__1"] == before["CartPole-v1__ppo_baseline__1"]
+    assert len(list(second.parent.glob("events.out.tfevents.*"))) == 1
+    for record in (tmp_path / "runs").glob("*/run.json"):
+        assert json.loads(record.read_text())["status"] == "finished"
+        assert len((record.parent / "progress.csv").read_text().splitlines()) > 50
+
+
+def test_two_sweeps_into_one_folder(tmp_path):
+    process = start("--out", tmp_path, *ONE[:-1], "60000", stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "runs").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    status, _, stderr = sweep("--out", tmp_path, *ONE)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert status == 1 and "another sweep" in stderr and stderr.count("\n") == 1
+
+
+def test_printed_commands_run_anywhere(tmp_path):
+    (command,) = commands("--out", tmp_path / "out", *ONE)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for _ in range(2):
+        result = subprocess.run(command, cwd=elsewhere, env=ENV, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        found = starts(tmp_path / "out")
+    assert found == starts(tmp_path / "out") and len(found) == 1 and not snapshot(elsewhere)
+    assert "1 of them finished before" in sweep("--out", tmp_path / "out", *ONE)[1]
+
+
+@pytest.mark.skipif(bool(slurm_node.why_not()), reason=slurm_node.why_not() or "-")
+def test_slurm(tmp_path):
+    """A job array on a real single-node SLURM, and the report job that waits for it."""
+    with slurm_node.slurm(tmp_path / "slurm") as env:
+        out = tmp_path / "out"
+        command = ["bash", str(ROOT / "benchmark.sh"), "--out", str(out), *ONE, "--seeds", "3", "--slurm"]
+        result = subprocess.run(command, env=ENV | env, capture_output=True, text=True)
+        assert result.returncode == 0 and "submitted 3 runs" in result.stdout, result.stderr
+        deadline = time.monotonic() + 240
+        while subprocess.run(["squeue", "-h"], env=env, capture_output=True, text=True).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(1)
+    assert len(starts(out)) == 3, [path.read_text() for path in (out / "logs").iterdir()]
+    assert "3 finished runs" in (out / "report.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("sbatch") is not None, reason="sbatch is installed")
+def test_without_slurm(tmp_path):
+    status, _, stderr = sweep("--out", tmp_path / "out", *ONE, "--slurm")
+    assert status == 1 and "sbatch" in stderr and stderr.count("\n") == 1
