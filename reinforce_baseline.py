@@ -95,8 +95,8 @@ class Args:
     """width of the actor's last hidden layer, the input of the action-selection layer"""
 
     # to be filled in runtime
-    batch_size: tyro.conf.Suppress[int] = field(default=0)
-    """num_envs * num_episodes: episodes of one update"""
+    batch_episodes: tyro.conf.Suppress[int] = field(default=0)
+    """num_envs * num_episodes"""
 
 
 def check_args(args):
@@ -112,7 +112,9 @@ def check_args(args):
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
     if not 0 <= args.gamma <= 1:
         raise ValueError(f"--gamma must lie between 0 and 1, got {args.gamma}")
-    args.batch_size = args.num_envs * args.num_episodes
+    args.batch_episodes = args.num_envs * args.num_episodes
+    if args.total_timesteps < args.num_envs:
+        raise ValueError(f"--total-timesteps {args.total_timesteps} is below one step of --num-envs {args.num_envs}; raise it")
     if args.norm_returns and args.running_baseline:
         raise ValueError("--norm-returns takes away what --running-baseline subtracts; add --no-norm-returns")
 
@@ -236,7 +238,7 @@ def compute_returns(rewards, dones, gamma):
     """
     returns, following = np.zeros_like(rewards), np.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
-        returns[t] = following = rewards[t] + gamma * following * (1.0 - dones[t])
+        returns[t] = following = rewards[t] + gamma * np.where(dones[t], 0.0, following)
     return returns
 
 
@@ -248,8 +250,8 @@ def reinforce_loss(agent, args, b_obs, b_actions, b_weights):
     """
     logprobs = agent.logits(b_obs).log_softmax(-1)
     entropy = (logprobs.exp() * logprobs).sum() / -len(b_obs)
-    pg_loss = -(b_weights * logprobs.gather(1, b_actions.unsqueeze(1)).squeeze(1)).sum() / args.batch_size
-    loss = pg_loss - args.ent_coef * entropy * len(b_obs) / args.batch_size
+    pg_loss = -(b_weights * logprobs.gather(1, b_actions.unsqueeze(1)).squeeze(1)).sum() / args.batch_episodes
+    loss = pg_loss - args.ent_coef * entropy * len(b_obs) / args.batch_episodes
     return loss, (pg_loss.detach(), entropy.detach())
 
 
@@ -538,7 +540,8 @@ if __name__ == "__main__":
 
         action_start = int(action_space.start)
         global_step, iteration, baseline, b_obs = 0, 0, 0.0, None
-        while global_step < args.total_timesteps:
+        last_start = args.total_timesteps - args.num_envs  # after it no step of all environments fits the budget
+        while global_step <= last_start:
             iteration += 1
             if args.anneal_lr:
                 optimizer.param_groups[0]["lr"] = (1.0 - global_step / args.total_timesteps) * args.learning_rate
@@ -551,7 +554,7 @@ if __name__ == "__main__":
             obs, actions, rewards, dones, kept = [], [], [], [], []
             ended = np.zeros(args.num_envs, dtype=np.int64)
             with torch.inference_mode():
-                while ended.min() < args.num_episodes and global_step < args.total_timesteps and not run.interrupted:
+                while ended.min() < args.num_episodes and global_step <= last_start and not run.interrupted:
                     obs.append(next_obs.astype(np.float32))
                     logits = agent.logits(torch.as_tensor(obs[-1], device=device)).cpu().numpy()
                     action = (logits + acting.gumbel(size=logits.shape)).argmax(-1)
@@ -569,7 +572,7 @@ if __name__ == "__main__":
                 if iteration == 1:
                     sys.exit(
                         f"error: --total-timesteps {args.total_timesteps} ended before the first batch of "
-                        f"{args.batch_size} episodes did; raise it, or cut episodes short with --max-episode-steps"
+                        f"{args.batch_episodes} episodes did; raise it, or cut episodes short with --max-episode-steps"
                     )
                 break
 
@@ -624,7 +627,7 @@ if __name__ == "__main__":
                 },
                 global_step,
             )
-            if args.diagnostics_interval and global_step >= args.total_timesteps:
+            if args.diagnostics_interval and global_step > last_start:
                 run.log(diagnose(agent, b_obs, permuting), global_step)
             run.returns.extend(episodic_returns)
             run.advance(global_step)

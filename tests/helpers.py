@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import runpy
@@ -14,12 +15,37 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import probe_envs
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("ppo_baseline", "ppo_acpg")
-TINY = ("--total-timesteps", "64", "--num-envs", "2", "--num-steps", "16", "--update-epochs", "1")  # two updates
+ALGORITHMS = ("ppo", "a2c", "reinforce")
+PAIRS = tuple((f"{name}_baseline", f"{name}_acpg") for name in ALGORITHMS)
+SCRIPTS = tuple(script for pair in PAIRS for script in pair)
+BASELINES, ACPG = zip(*PAIRS, strict=True)
+WITH_CRITIC = tuple(script for script in SCRIPTS if not script.startswith("reinforce"))
 FROZEN = ("--learning-rate", "1e-30")  # trains, without moving any weight that is not zero
+
+
+def algorithm(script):
+    """ppo, a2c or reinforce."""
+    return script.split("_")[0]
+
+
+def tiny(script, length=1, updates=2):
+    """Flags for two environments and batches of 32 steps, and as many steps as `updates` of those take.
+
+    REINFORCE takes episodes instead, as many as fit into 32 steps if each takes `length`: so many updates then, or more
+    where episodes are shorter, fewer where they are longer, and perhaps a batch that the run's end leaves incomplete.
+    """
+    own = {
+        "ppo": ("--num-steps", 16, "--update-epochs", 1),
+        "a2c": ("--num-steps", 16, "--log-interval", 1, "--diagnostics-interval", 20),
+        "reinforce": ("--num-episodes", 16 // length),
+    }
+    return ("--total-timesteps", 32 * updates, "--num-envs", 2, *own[algorithm(script)])
 
 
 @dataclass
@@ -124,3 +150,42 @@ def read_events(run_dir):
 def snapshot(folder):
     """Every file below `folder` with its bytes."""
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def steps_by_env():
+    """The recorded step() calls of each environment that was stepped, in the order of their construction."""
+    steps = sorted((call for call in probe_envs.CALLS if call.kind == "step"), key=lambda call: call.env)  # stable
+    return [list(calls) for _, calls in itertools.groupby(steps, key=lambda call: call.env)]
+
+
+def advantages_by_hand(agent, calls, gamma, gae_lambda):
+    """Generalized advantage estimates of consecutive steps of one environment, straight from their definition."""
+    with torch.no_grad():
+        before = agent.value(torch.as_tensor(np.stack([call.obs for call in calls]))).tolist()
+        after = agent.value(torch.as_tensor(np.stack([call.after for call in calls]))).tolist()
+    advantages = []
+    for start in range(len(calls)):
+        total, factor = 0.0, 1.0
+        for call, value, next_value in list(zip(calls, before, after, strict=True))[start:]:
+            total += factor * (call.reward + (0.0 if call.terminated else gamma * next_value) - value)
+            if call.terminated or call.truncated:
+                break
+            factor *= gamma * gae_lambda
+        advantages.append(total)
+    return advantages
+
+
+def record_gradients(monkeypatch):
+    """A list that grows by the gradient, one vector, of each optimiser step; probe_envs.CALLS notes the step, too."""
+    gradients = []
+    for optimizer in (torch.optim.Adam, torch.optim.RMSprop):
+
+        def step(self, closure=None, original=optimizer.step):
+            parameters, *more = self.param_groups[0]["params"]
+            assert not more, "more than one vector"
+            gradients.append(parameters.grad.clone())
+            probe_envs.CALLS.append(probe_envs.Call(None, "update", None))
+            return original(self, closure)
+
+        monkeypatch.setattr(optimizer, "step", step)
+    return gradients

@@ -103,6 +103,28 @@ class ActionObservationReward(ObservationReward):
         return 1 if action == (self.state > 0) else -1, True, False
 
 
+class DelayedAction(DelayedReward):
+    """Two steps, of which the second pays 1 if the action in the first was 1, else -1."""
+
+    def advance(self, action):
+        if self.time == 1:
+            self.state = action
+            return 0.0, False, False
+        return 2 * self.state - 1, True, False
+
+
+class Stay(Probe):
+    """Up to three steps, told apart by the observation: action 0 ends the episode, paying 1, action 1 pays 1/4."""
+
+    observation_space = Box(0.0, 1.0, (3,), dtype=np.float32)
+
+    def show(self):
+        return one_hot(min(self.time, 2), 3)
+
+    def advance(self, action):
+        return (0.25 if action else 1.0), not action or self.time == 3, False
+
+
 class Truncated(Probe):
     """Reward 1 at each step, cut off after `length`: the value is 1 / (1 - gamma), since nothing ever ends."""
 

@@ -12,10 +12,15 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import SCRIPTS, TINY, read_progress, read_record, run_script, train
+from helpers import ACPG, BASELINES, PAIRS, SCRIPTS, algorithm, read_progress, read_record, run_script, tiny, train
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-both = pytest.mark.parametrize("script", SCRIPTS)
+every = pytest.mark.parametrize("script", SCRIPTS)
+COUNTS = {
+    "ppo": ("num-steps", "num-minibatches", "update-epochs"),
+    "a2c": ("num-steps", "log-interval"),
+    "reinforce": ("num-episodes",),
+}
 
 
 def refused(script, env_id, run_dir, *more):
@@ -35,17 +40,17 @@ def mentions(line, argument):
     return argument.strip("-").replace("-", "_") in line.replace("-", "_")
 
 
-@both
+@every
 @pytest.mark.parametrize(
     "env_id", ["NoSuchEnv-v0", "CartPole-v99", "probe_envs:NoSuchEnv-v0", "no_such_module:NoSuchEnv-v0", "not an id!"]
 )
 def test_unknown_environment(script, env_id, tmp_path):
     """An environment, version or module that does not exist, or no id at all."""
-    line = refused(script, env_id, tmp_path / "run", *TINY)
+    line = refused(script, env_id, tmp_path / "run", *tiny(script))
     assert mentions(line, "--env-id") and env_id in line
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("env_id", "package"), [("LunarLander-v3", "Box2D"), ("HalfCheetah-v5", "mujoco"), ("phys2d/CartPole-v1", "jax")]
 )
@@ -55,12 +60,12 @@ def test_missing_extra(script, env_id, package, tmp_path, monkeypatch):
         if re.match(rf"gymnasium\.envs\.(box2d|mujoco|phys2d|functional)|{package}(\.|$)", name):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    line = refused(script, env_id, tmp_path / "run", *TINY)
+    line = refused(script, env_id, tmp_path / "run", *tiny(script))
     assert env_id in line
     assert "pip install" in line
 
 
-@both
+@every
 @pytest.mark.parametrize(
     ("env_id", "what"),
     [
@@ -74,28 +79,44 @@ def test_missing_extra(script, env_id, package, tmp_path, monkeypatch):
 )
 def test_unsupported_spaces(script, env_id, what, tmp_path):
     """Continuous and multiple actions; dictionary, tuple and matrix observations."""
-    line = refused(script, env_id, tmp_path / "run", *TINY)
+    line = refused(script, env_id, tmp_path / "run", *tiny(script))
     assert env_id in line and what in line.lower()
 
 
-@both
-@pytest.mark.parametrize("value", [0, -1, -128])
-@pytest.mark.parametrize(
-    "count", "total-timesteps num-envs num-steps num-minibatches update-epochs feature-dim max-episode-steps".split()
-)
-def test_counts(script, count, value, tmp_path):
+@every
+@pytest.mark.parametrize("value", [0, -128])
+def test_counts(script, value, tmp_path):
     """Zero and negative counts."""
-    line = refused(script, "CartPole-v1", tmp_path / "run", *TINY, f"--{count}", value)
-    assert mentions(line, count) and str(value) in line
+    counts = ("total-timesteps", "num-envs", "feature-dim", "max-episode-steps", "torch-threads", *COUNTS[algorithm(script)])
+    for count in counts:
+        line = refused(script, "CartPole-v1", tmp_path / "run", *tiny(script), f"--{count}", value)
+        assert mentions(line, count) and str(value) in line
 
 
-@both
+@every
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("learning-rate", (0, -1, "inf", "nan")),
+        ("max-grad-norm", (0, -1, "inf", "nan")),
+        ("gamma", (-0.1, 1.1, "nan")),
+        ("seed", (-1,)),
+    ],
+)
+def test_out_of_range(script, option, values, tmp_path):
+    """Rates, norms and discounts that mean nothing."""
+    for value in values:
+        line = refused(script, "CartPole-v1", tmp_path / "run", *tiny(script), f"--{option}={value}")
+        assert mentions(line, option) and str(value) in line
+
+
+@every
 def test_negative_interval(script, tmp_path):
     """A negative cadence of the diagnostics."""
     assert mentions(refused(script, "CartPole-v1", tmp_path / "run", "--diagnostics-interval", -1), "diagnostics-interval")
 
 
-@both
+@pytest.mark.parametrize("script", PAIRS[0])
 @pytest.mark.parametrize(
     "sizes", [("--num-minibatches", 3), ("--num-envs", 3, "--num-steps", 5), ("--num-envs", 1, "--num-steps", 2)]
 )
@@ -104,58 +125,92 @@ def test_indivisible_batch(script, sizes, tmp_path):
     assert mentions(refused(script, "CartPole-v1", tmp_path / "run", *sizes), "num-minibatches")
 
 
-@both
-@pytest.mark.parametrize("steps", [1, 511])
-def test_less_than_one_batch(script, steps, tmp_path):
-    """Fewer steps than one batch; one batch is enough."""
-    line = refused(script, "CartPole-v1", tmp_path / "run", "--total-timesteps", steps)
-    assert mentions(line, "total-timesteps") and "512" in line
+@pytest.mark.parametrize("script", PAIRS[1])
+def test_intervals_that_do_not_fit(script, tmp_path):
+    """Diagnostics between two entries of A2C's logs; turned off, they fit every interval."""
+    flags = ("--log-interval", 3, "--diagnostics-interval")
+    line = refused(script, "ConstantReward", tmp_path / "run", *tiny(script), *flags, 20)
+    assert mentions(line, "diagnostics-interval") and mentions(line, "log-interval")
+    train(script, "ConstantReward", tmp_path / "multiple", *tiny(script), *flags, 21)
+    train(script, "ConstantReward", tmp_path / "off", *tiny(script), *flags, 0)
 
 
-def test_more_actions_than_the_simplex_takes(tmp_path):
+@pytest.mark.parametrize("script", PAIRS[2])
+def test_two_baselines(script, tmp_path):
+    """REINFORCE's normalisation would take away what the running baseline subtracts."""
+    line = refused(script, "ConstantReward", tmp_path / "run", *tiny(script), "--norm-returns", "--running-baseline")
+    assert mentions(line, "norm-returns") and mentions(line, "running-baseline")
+
+
+@pytest.mark.parametrize(
+    ("script", "size"), [(script, size) for pair, size in zip(PAIRS, (512, 40), strict=False) for script in pair]
+)
+def test_less_than_one_batch(script, size, tmp_path):
+    """Fewer steps than one batch of the default size; one batch is enough."""
+    for steps in (1, size - 1):
+        line = refused(script, "ConstantReward", tmp_path / "run", "--total-timesteps", steps)
+        assert mentions(line, "total-timesteps") and str(size) in line
+    train(script, "ConstantReward", tmp_path / "run", "--total-timesteps", size)
+
+
+@pytest.mark.parametrize("script", PAIRS[2])
+def test_less_than_one_batch_of_episodes(script, tmp_path):
+    """How long REINFORCE's first batch takes is known only once it has been played: then, too, one line."""
+    flags = ("--num-envs", 2, "--num-episodes", 2, "--save-model")
+    result = run_script(script, "Terminated", tmp_path / "run", *flags, "--total-timesteps", 10)
+    assert result.status not in (0, None)
+    (line,) = result.stderr.splitlines()
+    assert mentions(line, "total-timesteps") and "10" in line
+    assert read_record(tmp_path / "run")["status"] == "failed"
+    train(script, "Terminated", tmp_path / "run", *flags, "--total-timesteps", 12)
+
+
+@pytest.mark.parametrize(("baseline", "acpg"), PAIRS)
+def test_more_actions_than_the_simplex_takes(baseline, acpg, tmp_path):
     """K <= feature_dim + 1, and only ACPG minds."""
-    line = refused("ppo_acpg", "Bandit", tmp_path / "run", *TINY, "--feature-dim", 4)
+    line = refused(acpg, "Bandit", tmp_path / "run", *tiny(acpg), "--feature-dim", 4)
     assert mentions(line, "feature-dim") and "6" in line and "4" in line
-    line = refused("ppo_acpg", "Bandit", tmp_path / "run", *TINY, "--feature-dim", 4, "--action-layer", "learned")
+    line = refused(acpg, "Bandit", tmp_path / "run", *tiny(acpg), "--feature-dim", 4, "--action-layer", "learned")
     assert mentions(line, "feature-dim")
-    train("ppo_acpg", "Bandit", tmp_path / "five", *TINY, "--feature-dim", 5)
-    train("ppo_baseline", "Bandit", tmp_path / "four", *TINY, "--feature-dim", 4)
+    train(acpg, "Bandit", tmp_path / "five", *tiny(acpg), "--feature-dim", 5)
+    train(baseline, "Bandit", tmp_path / "four", *tiny(baseline), "--feature-dim", 4)
 
 
-def test_one_action(tmp_path):
+@pytest.mark.parametrize("script", ACPG)
+def test_one_action(script, tmp_path):
     """A simplex needs two actions."""
-    assert "action" in refused("ppo_acpg", "Bandit", tmp_path / "run", *TINY, "--env-kwargs", '{"actions": 1}')
+    assert "action" in refused(script, "Bandit", tmp_path / "run", *tiny(script), "--env-kwargs", '{"actions": 1}')
 
 
-@both
+@every
 @pytest.mark.parametrize("kwargs", ["{", "actions=3", "{'actions': 3}", "", "[1]", "3", '"actions"', "null"])
 def test_bad_json(script, kwargs, tmp_path):
     """--env-kwargs that is not JSON, or not an object."""
-    assert mentions(refused(script, "Bandit", tmp_path / "run", *TINY, "--env-kwargs", kwargs), "env-kwargs")
+    assert mentions(refused(script, "Bandit", tmp_path / "run", *tiny(script), "--env-kwargs", kwargs), "env-kwargs")
 
 
-@both
+@every
 @pytest.mark.parametrize("kwargs", ['{"no_such_thing": 1}', '{"max_episode_steps": 5}'])
 def test_wrong_environment_arguments(script, kwargs, tmp_path):
     """JSON that the environment does not take."""
-    line = refused(script, "Bandit", tmp_path / "run", *TINY, "--env-kwargs", kwargs)
+    line = refused(script, "Bandit", tmp_path / "run", *tiny(script), "--env-kwargs", kwargs)
     assert re.search(r"\w+", kwargs)[0] in line
 
 
-@both
+@every
 def test_environment_arguments_arrive(script, tmp_path):
     """And JSON that it does take."""
-    agent = train(script, "Bandit", tmp_path / "run", *TINY, "--env-kwargs", '{"actions": 3}').agent
+    agent = train(script, "Bandit", tmp_path / "run", *tiny(script), "--env-kwargs", '{"actions": 3}').agent
     assert agent.logits(torch.zeros(1, 3)).shape == (1, 3)
 
 
-@both
+@every
 def test_unwritable_run_directory(script, tmp_path):
     """A run folder below, or in the place of, a file."""
     file = tmp_path / "file"
     file.write_text("mine")
     for run_dir in (file / "run", file):
-        result = run_script(script, "CartPole-v1", run_dir, *TINY)
+        result = run_script(script, "CartPole-v1", run_dir, *tiny(script))
         assert result.status not in (0, None)
         assert len(result.stderr.splitlines()) == 1, result.stderr
         assert mentions(result.stderr, "run-dir") and str(run_dir) in result.stderr
@@ -163,36 +218,39 @@ def test_unwritable_run_directory(script, tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-@both
+@every
 @pytest.mark.parametrize("where", ["reward", "observation"])
 def test_not_finite(script, where, tmp_path):
     """A NaN stops the run, says at which update, and the weights from before that update are kept."""
-    flags = (*TINY, "--num-envs", 1, "--no-anneal-lr", "--env-kwargs", f'{{"where": "{where}", "after": 40}}')
+    flags = (*tiny(script, 5), "--num-envs", 1, "--no-anneal-lr", "--env-kwargs", f'{{"where": "{where}", "after": 40}}')
     result = run_script(script, "NotFinite", tmp_path / "run", *flags, "--total-timesteps", 96)
     assert result.status not in (0, None)
     assert "Traceback" not in result.stderr
-    assert re.search(r"update\D{0,3}3\b", result.stderr.splitlines()[-1]), result.stderr  # steps 33 to 48
+    assert re.search(r"update\D{0,3}3\b", result.stderr.splitlines()[-1]), result.stderr  # steps 33 to 48, or 31 to 45
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["agent"]
     before = train(script, "NotFinite", tmp_path / "before", *flags, "--total-timesteps", 32).agent.state_dict()
     assert all(torch.equal(saved[name], before[name]) for name in before)
     assert all(tensor.isfinite().all() for tensor in saved.values())
     assert read_record(tmp_path / "run")["status"] not in ("finished", "running")
-    assert [row["global_step"] for row in read_progress(tmp_path / "run")][:3] == ["0", "16", "32"]
+    size = 15 if algorithm(script) == "reinforce" else 16  # three episodes of five steps, or a rollout
+    assert [int(row["global_step"]) for row in read_progress(tmp_path / "run")][:3] == [0, size, 2 * size]
 
 
-def test_not_finite_learning_rate(tmp_path):
+@pytest.mark.parametrize("script", BASELINES)
+def test_not_finite_learning_rate(script, tmp_path):
     """Weights that a step drives to infinity are caught as NaN rewards are."""
-    result = run_script("ppo_baseline", "CartPole-v1", tmp_path / "run", *TINY, "--learning-rate", 1e38)
+    flags = (*tiny(script, 16), "--max-episode-steps", 16, "--learning-rate", 1e38)
+    result = run_script(script, "CartPole-v1", tmp_path / "run", *flags)
     assert result.status not in (0, None)
     assert re.search(r"update\D{0,3}[12]\b", result.stderr.splitlines()[-1]), result.stderr
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["agent"]
     assert all(tensor.isfinite().all() for tensor in saved.values())
 
 
-@both
+@every
 def test_interrupt(script, tmp_path):
     """Ctrl-C: exit status 130, nothing on stderr, logs that read; and no progress bar where there is no terminal."""
-    flags = ("--total-timesteps", 10_000_000, "--num-steps", 16, "--update-epochs", 1, "--diagnostics-interval", 1000)
+    flags = (*tiny(script, 3), "--total-timesteps", 10_000_000, "--diagnostics-interval", 1000)
     process = helpers.start_script(
         script, "Terminated", tmp_path / "run", *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -216,39 +274,43 @@ def test_interrupt(script, tmp_path):
     assert read_record(tmp_path / "run")["status"] == "interrupted"
     rows = read_progress(tmp_path / "run")
     events, _ = helpers.read_events(tmp_path / "run")
-    assert int(rows[-1]["global_step"]) == events["losses/value_loss"][-1][0] > 0
+    assert events["losses/policy_loss"][-1][0] > 0
+    assert int(rows[-1]["global_step"]) == max(points[-1][0] for points in events.values())
 
 
-@both
+@every
 @pytest.mark.parametrize("step", ["null", 1, 40])
 def test_interrupt_in_an_environment(script, step, tmp_path):
     """Ctrl-C in the first reset, the first step or the third rollout ends as cleanly."""
-    result = run_script(script, "Interrupted", tmp_path / "run", *TINY, "--num-envs", 1, "--env-kwargs", f'{{"step": {step}}}')
+    flags = (*tiny(script), "--num-envs", 1, "--env-kwargs", f'{{"step": {step}}}')
+    result = run_script(script, "Interrupted", tmp_path / "run", *flags)
     assert result.status == 130
     assert result.stderr == ""
     if step == 40:
         assert read_record(tmp_path / "run")["status"] == "interrupted"
-        assert int(read_progress(tmp_path / "run")[-1]["global_step"]) in (32, 48)
+        ends = (32, 40) if algorithm(script) == "reinforce" else (32, 48)  # an incomplete batch is not waited for
+        assert int(read_progress(tmp_path / "run")[-1]["global_step"]) in ends
         assert len(helpers.event_files(tmp_path / "run")) == 1
 
 
-@both
+@every
 def test_interrupt_while_setting_up(script, tmp_path, monkeypatch):
     """Ctrl-C while the optimiser is built, whose first use imports for seconds, ends as cleanly."""
 
     def interrupted(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
-        return adam(*args, **kwargs)
+        return optimizer(*args, **kwargs)
 
-    adam = torch.optim.Adam
-    monkeypatch.setattr(torch.optim, "Adam", interrupted)
-    result = run_script(script, "ConstantReward", tmp_path / "run", *TINY)
+    name = "RMSprop" if algorithm(script) == "a2c" else "Adam"
+    optimizer = getattr(torch.optim, name)
+    monkeypatch.setattr(torch.optim, name, interrupted)
+    result = run_script(script, "ConstantReward", tmp_path / "run", *tiny(script))
     assert result.status == 130
     assert result.stderr == ""
     assert not (tmp_path / "run").exists() or read_record(tmp_path / "run")["status"] == "interrupted"
 
 
-@both
+@every
 def test_interrupt_while_logging(script, tmp_path, monkeypatch):
     """Ctrl-C does not tear a call of the event writer, whose queue can stay locked then, so that closing it hangs."""
     calls, torn = [], []
@@ -266,7 +328,7 @@ def test_interrupt_while_logging(script, tmp_path, monkeypatch):
 
     add_event = EventFileWriter.add_event
     monkeypatch.setattr(EventFileWriter, "add_event", interrupted)
-    result = run_script(script, "Terminated", tmp_path / "run", *TINY, "--total-timesteps", 960)
+    result = run_script(script, "Terminated", tmp_path / "run", *tiny(script, 3, updates=30))
     assert len(calls) >= 20
     assert result.status == 130
     assert result.stderr == ""
@@ -274,21 +336,21 @@ def test_interrupt_while_logging(script, tmp_path, monkeypatch):
     assert read_record(tmp_path / "run")["status"] == "interrupted"
 
 
-@both
+@every
 def test_real_exit(script, tmp_path):
     """The same in a process of its own: one line on stderr, exit status 1, no traceback."""
     process = helpers.start_script(
-        script, "CartPole-v1", tmp_path / "run", "--num-minibatches", 3, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        script, "CartPole-v1", tmp_path / "run", "--num-envs", 0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode not in (0, None)
-    assert stdout == "" and len(stderr.splitlines()) == 1 and mentions(stderr, "num-minibatches")
+    assert stdout == "" and len(stderr.splitlines()) == 1 and mentions(stderr, "num-envs")
     assert not (tmp_path / "run").exists()
 
 
 def test_probe_environments_conform():
     """The probes follow gymnasium's interface, so that what they show is the scripts' doing."""
-    for name in ("Terminated", "OffsetActions", "DiscreteObservation", "Clock"):
+    for name in ("Terminated", "OffsetActions", "DiscreteObservation", "Clock", "Stay", "DelayedAction"):
         env = gym.make(f"probe_envs:{name}-v0")
         obs, _ = env.reset(seed=1)
         assert env.observation_space.contains(obs)

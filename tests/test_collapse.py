@@ -9,6 +9,7 @@ import torch
 
 import ppo_acpg
 import ppo_baseline
+from ppo_acpg import collapse_metrics  # the same source in all scripts, says test_scripts_agree
 
 both = pytest.mark.parametrize("module", [ppo_baseline, ppo_acpg], ids=lambda module: module.__name__)
 
@@ -122,8 +123,7 @@ def hand_made_case():
     return torch.tensor(features).double(), labels(2, 2, 4), torch.tensor(weight).double()
 
 
-@both
-def test_hand_worked_values(module):
+def test_hand_worked_values():
     # mu_G = (2, 2) unweighted, C = (4, -2), (-2, 4), (-2, -2), of squared norms 20, 20, 8.
     # Sigma_B = [[24, -12], [-12, 24]] / 3 = [[8, -4], [-4, 8]], inverse [[2, 1], [1, 2]] / 12, trace 16.
     # Variances v = 1, 4, 1. Sigma_W = (2 diag(1, 0) + 2 diag(0, 4) + 4 diag(1/2, 1/2)) / 8 = diag(.5, 1.25), trace 1.75.
@@ -156,34 +156,31 @@ def test_hand_worked_values(module):
         "classes_present": 3.0,
     }
     assert set(expected) == NAMES
-    check(module.collapse_metrics(*hand_made_case()), expected)
+    check(collapse_metrics(*hand_made_case()), expected)
 
 
-@both
-def test_bias_enters_only_the_agreement(module):
+def test_bias_enters_only_the_agreement():
     """Of the hand-made case: with 3 for the last action, the layer keeps all its four samples and no other."""
     features, actions, weight = hand_made_case()
-    without = module.collapse_metrics(features, actions, weight)
-    biased = module.collapse_metrics(features, actions, weight, torch.tensor([0.0, 0.0, 3.0]).double())
+    without = collapse_metrics(features, actions, weight)
+    biased = collapse_metrics(features, actions, weight, torch.tensor([0.0, 0.0, 3.0]).double())
     check(biased, only(without, CENTRED))
     assert biased["ncc_agreement"] == 1.0
 
 
-@both
-def test_two_actions_by_hand(module):
+def test_two_actions_by_hand():
     # means 1 and 6, mu_G = 3.5, C = -2.5, 2.5, Sigma_B = 6.25; Sigma_W = (2 * 1 + 4 * .5) / 6 = 2/3
     features = torch.tensor([[0.0], [2.0], [5.0], [6.0], [7.0], [6.0]])
     expected = {"nc1": 2 / 3 / 6.25 / 2, "variability_quotient": 2 / 3 / 6.25, "cdnv": 1.5 / 50, "alignment": 1.0}
-    metrics = module.collapse_metrics(features, labels(2, 4), torch.tensor([[-1.0], [1.0]]))
+    metrics = collapse_metrics(features, labels(2, 4), torch.tensor([[-1.0], [1.0]]))
     check(metrics, expected | {"mean_weight_cosine": 1.0, "self_duality": 0.0, "classes_present": 2.0})
-    metrics = module.collapse_metrics(features, labels(2, 4), torch.tensor([[1.0], [-1.0]]))
+    metrics = collapse_metrics(features, labels(2, 4), torch.tensor([[1.0], [-1.0]]))
     check(metrics, expected | {"mean_weight_cosine": -1.0, "self_duality": 4.0})
 
 
-@both
-def test_two_actions_say_nothing_about_the_frame(module):
+def test_two_actions_say_nothing_about_the_frame():
     """K = 2: centred means are antipodal and of one length, whatever the features and the weight."""
-    metrics = module.collapse_metrics(*random_case((7, 30), 5)[:3])
+    metrics = collapse_metrics(*random_case((7, 30), 5)[:3])
     check(metrics, dict.fromkeys([*MEANS, *WEIGHTS], 0.0), abs=1e-7)
     assert 0.01 < metrics["nc1"] and abs(metrics["mean_weight_cosine"]) < 0.99
 
@@ -194,39 +191,36 @@ COLLAPSED = dict.fromkeys([*VARIANCE, *MEANS, *WEIGHTS, "self_duality"], 0.0)
 COLLAPSED |= dict.fromkeys(["alignment", "ncc_agreement", "mean_weight_cosine"], 1.0)
 
 
-@both
 @pytest.mark.parametrize("num_actions, feature_dim", [(2, 2), (3, 8), (4, 64), (6, 6), (18, 64)])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_collapsed_features(module, num_actions, feature_dim, dtype, tolerance):
+def test_collapsed_features(num_actions, feature_dim, dtype, tolerance):
     """Features that are their action's row, stretched and shifted: every error 0, every alignment 1."""
     weight = etf(num_actions, feature_dim)
     actions = labels(*range(2, 2 + num_actions))
     features = 3 * weight[actions]
-    metrics = module.collapse_metrics(features.to(dtype), actions, weight.to(dtype))
+    metrics = collapse_metrics(features.to(dtype), actions, weight.to(dtype))
     check(metrics, COLLAPSED | {"classes_present": float(num_actions)}, abs=tolerance)
-    shifted = module.collapse_metrics((features + 0.01 * weight[0]).to(dtype), actions, weight.to(dtype))
+    shifted = collapse_metrics((features + 0.01 * weight[0]).to(dtype), actions, weight.to(dtype))
     check(shifted, COLLAPSED, abs=tolerance)
 
 
-@both
-def test_features_at_bad_class_means(module):
+def test_features_at_bad_class_means():
     """Without variance within the classes AC2 reads 0 and the alignment 1, though the frame is no ETF."""
     actions, means = labels(3, 5, 2, 9), randn(4, 6)
-    metrics = module.collapse_metrics(means[actions], actions, randn(4, 6, seed=1))
+    metrics = collapse_metrics(means[actions], actions, randn(4, 6, seed=1))
     check(metrics, dict.fromkeys(VARIANCE, 0.0) | {"alignment": 1.0})
     assert min(only(metrics, [*MEANS, *WEIGHTS, "self_duality"]).values()) > 0.01
 
 
-@both
 @pytest.mark.parametrize("samples", [50, 200])
-def test_gaussian_null(module, samples):
+def test_gaussian_null(samples):
     """Features without any structure, d = 64, K = 4: AC3 looks good, AC2 does not (mean of 40 draws).
 
     Plain numpy on 5000 draws of four Gaussian means gives a max-angle of .0895 and an ETF error of .212, with standard
     deviations of .036 and .066 (acpg.md says about .08 and .20).
     """
     actions = labels(*[samples] * 4)
-    draws = [module.collapse_metrics(randn(len(actions), 64, seed=i), actions, randn(4, 64, seed=99)) for i in range(40)]
+    draws = [collapse_metrics(randn(len(actions), 64, seed=i), actions, randn(4, 64, seed=99)) for i in range(40)]
     mean = {name: np.mean([metrics[name] for metrics in draws]) for name in NAMES}
     assert mean["means_max_angle"] == pytest.approx(0.0895, abs=0.02)
     assert mean["etf_error"] == pytest.approx(0.212, abs=0.036)
@@ -236,14 +230,13 @@ def test_gaussian_null(module, samples):
     assert mean["alignment"] < 0.3
 
 
-@both
-def test_heavy_imbalance_leaves_the_frame_alone(module):
+def test_heavy_imbalance_leaves_the_frame_alone():
     """ETF means at frequencies .97/.01/.01/.01 are an ETF still, for the centre is the unweighted mean."""
     actions, weight = labels(970, 10, 10, 10), etf(4, 16)
     across = torch.linalg.svd(weight)[2][-1]  # a unit vector orthogonal to the frame
     sign = torch.tensor([1.0, -1.0]).double().repeat(500).unsqueeze(1)
     size = torch.where(actions == 0, 0.1, 0.2).double().unsqueeze(1)
-    metrics = module.collapse_metrics(weight[actions] + sign * size * across, actions, weight)
+    metrics = collapse_metrics(weight[actions] + sign * size * across, actions, weight)
     # v = .01 and three times .04. tr Sigma_B = 1, tr Sigma_W = .97 * .01 + .03 * .04; it is orthogonal to Sigma_B: NC1 = 0.
     # |mu_i - mu_j|^2 = 2 * 4/3, so CDNV averages three pairs .05 * 3/16 and three pairs .08 * 3/16.
     expected = {"variability_quotient": 0.0109, "cdnv": 0.0121875, "nc1": 0.0, "mean_weight_cosine": 1.0, "ncc_agreement": 1.0}
@@ -255,98 +248,89 @@ def test_heavy_imbalance_leaves_the_frame_alone(module):
 # --- what is undefined, and what is left out
 
 
-@both
 @pytest.mark.parametrize("action", [0, 2])
-def test_one_action_only(module, action):
+def test_one_action_only(action):
     features, _, weight, bias = random_case((10, 10, 10), 5)
-    metrics = module.collapse_metrics(features, torch.full((30,), action), weight, bias)
+    metrics = collapse_metrics(features, torch.full((30,), action), weight, bias)
     check(metrics, dict.fromkeys(NAMES, math.nan) | {"classes_present": 1.0})
 
 
-@both
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, 123.4])
-def test_constant_features(module, dtype, value):
+def test_constant_features(dtype, value):
     """All states look the same: nothing of the features' geometry is defined, least of all as 0."""
     features = torch.full((15, 6), value, dtype=dtype)
-    metrics = module.collapse_metrics(features, labels(3, 5, 7), randn(3, 6).to(dtype))
+    metrics = collapse_metrics(features, labels(3, 5, 7), randn(3, 6).to(dtype))
     undefined = dict.fromkeys([*VARIANCE, *MEANS, *DUALITY, "alignment"], math.nan)
     check(metrics, undefined | {"classes_present": 3.0})
     assert all(math.isfinite(metrics[name]) for name in WEIGHTS)
 
 
-@both
 @pytest.mark.parametrize("row", [0.0, 0.1])
-def test_weight_without_a_frame(module, row):
+def test_weight_without_a_frame(row):
     """Equal rows make a uniform policy: the weight's side is undefined, the features' side is not."""
     features, actions, weight, _ = random_case((6, 5, 7), 4)
-    metrics = module.collapse_metrics(features.float(), actions, torch.full((3, 4), row))
-    expected = module.collapse_metrics(features.float(), actions, weight.float())
+    metrics = collapse_metrics(features.float(), actions, torch.full((3, 4), row))
+    expected = collapse_metrics(features.float(), actions, weight.float())
     check(metrics, only(expected, [*VARIANCE, *MEANS, "alignment"]) | dict.fromkeys([*WEIGHTS, *DUALITY], math.nan))
 
 
-@both
 @pytest.mark.parametrize("missing", [0, 1, 3])
-def test_missing_action(module, missing):
+def test_missing_action(missing):
     """K - 1 vertices of an ETF, centred anew, are an ETF of K - 1 actions, and dual to those rows of the weight."""
     weight = etf(4, 16)
     counts = [2, 3, 4, 5]
     counts[missing] = 0
     actions = labels(*counts)
-    metrics = module.collapse_metrics(weight[actions] * 2, actions, weight)
+    metrics = collapse_metrics(weight[actions] * 2, actions, weight)
     check(metrics, COLLAPSED | {"classes_present": 3.0})
 
 
-@both
-def test_missing_actions_leave_two(module):
+def test_missing_actions_leave_two():
     weight = etf(5, 8)
     actions = labels(0, 4, 0, 0, 2)
-    check(module.collapse_metrics(weight[actions], actions, weight), COLLAPSED | {"classes_present": 2.0})
+    check(collapse_metrics(weight[actions], actions, weight), COLLAPSED | {"classes_present": 2.0})
 
 
-@both
-def test_missing_action_is_the_same_as_no_such_action(module):
+def test_missing_action_is_the_same_as_no_such_action():
     """All but the agreement, which the layer may still give to an absent action."""
     features, actions, weight, bias = random_case((8, 0, 12, 5, 0, 30), 7)
-    metrics = module.collapse_metrics(features, actions, weight, bias)
+    metrics = collapse_metrics(features, actions, weight, bias)
     renamed = torch.tensor([0, -1, 1, 2, -1, 3])[actions]
-    smaller = module.collapse_metrics(features, renamed, weight[[0, 2, 3, 5]], bias[[0, 2, 3, 5]])
+    smaller = collapse_metrics(features, renamed, weight[[0, 2, 3, 5]], bias[[0, 2, 3, 5]])
     check(metrics, only(smaller, CENTRED))
     other_weight = weight.clone()
     other_weight[[1, 4]] += 10 * randn(2, 7, seed=9)
-    check(module.collapse_metrics(features, actions, other_weight, bias), only(smaller, CENTRED))
+    check(collapse_metrics(features, actions, other_weight, bias), only(smaller, CENTRED))
 
 
-@both
-def test_agreement_compares_actions_not_positions(module):
+def test_agreement_compares_actions_not_positions():
     """Labels 1 and 3 of four actions: the nearest centre's own label is compared with the layer's choice."""
     features = torch.tensor([[1.0, 0.0], [1.1, 0.0], [0.0, 1.0], [0.0, 1.1]])
     actions = torch.tensor([1, 1, 3, 3])
     weight = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
-    assert module.collapse_metrics(features, actions, weight)["ncc_agreement"] == 1.0
-    assert module.collapse_metrics(features, actions, weight[[1, 0, 3, 2]])["ncc_agreement"] == 0.0
+    assert collapse_metrics(features, actions, weight)["ncc_agreement"] == 1.0
+    assert collapse_metrics(features, actions, weight[[1, 0, 3, 2]])["ncc_agreement"] == 0.0
     absent_wins = torch.tensor([5.0, 0.0, 0.0, 0.0])
-    assert module.collapse_metrics(features, actions, weight, absent_wins)["ncc_agreement"] == 0.0
+    assert collapse_metrics(features, actions, weight, absent_wins)["ncc_agreement"] == 0.0
 
 
-@both
 @pytest.mark.parametrize("counts", [(9, 1, 14, 6), (1, 9, 14, 1), (5, 8, 1)])
-def test_singleton_class_leaves_the_metrics_of_variance(module, counts):
+def test_singleton_class_leaves_the_metrics_of_variance(counts):
     features, actions, weight, bias = random_case(counts, 5)
-    metrics = module.collapse_metrics(features, actions, weight, bias)
+    metrics = collapse_metrics(features, actions, weight, bias)
     several = torch.tensor(counts)[actions] > 1
-    without = module.collapse_metrics(features[several], actions[several], weight, bias)
+    without = collapse_metrics(features[several], actions[several], weight, bias)
     check(metrics, only(without, VARIANCE) | {"classes_present": float(len(counts))})
     expected = numpy_metrics(features, actions, weight, bias)
     check(metrics, only(expected, NAMES - set(VARIANCE)))
     assert metrics["means_max_angle"] != pytest.approx(without["means_max_angle"], abs=1e-3)
 
 
-@both
 @pytest.mark.parametrize("counts", [(9, 1, 1), (1, 1, 1)])
-def test_too_few_classes_with_a_variance(module, counts):
+def test_too_few_classes_with_a_variance(counts):
     features, actions, weight, _ = random_case(counts, 5)
-    metrics = module.collapse_metrics(features, actions, weight)
+    metrics = collapse_metrics(features, actions, weight)
     check(metrics, dict.fromkeys(VARIANCE, math.nan) | {"classes_present": 3.0})
     assert all(math.isfinite(metrics[name]) for name in NAMES - set(VARIANCE))
 
@@ -354,7 +338,6 @@ def test_too_few_classes_with_a_variance(module, counts):
 # --- against plain numpy
 
 
-@both
 @pytest.mark.parametrize(
     "counts, feature_dim",
     [
@@ -372,22 +355,20 @@ def test_too_few_classes_with_a_variance(module, counts):
     ],
 )
 @pytest.mark.parametrize("seed", [0, 100])
-def test_plain_numpy(module, counts, feature_dim, seed):
+def test_plain_numpy(counts, feature_dim, seed):
     case = random_case(counts, feature_dim, seed)
-    check(module.collapse_metrics(*case), numpy_metrics(*case), rel=1e-8, abs=1e-10)
-    check(module.collapse_metrics(*case[:3]), numpy_metrics(*case[:3]), rel=1e-8, abs=1e-10)
+    check(collapse_metrics(*case), numpy_metrics(*case), rel=1e-8, abs=1e-10)
+    check(collapse_metrics(*case[:3]), numpy_metrics(*case[:3]), rel=1e-8, abs=1e-10)
 
 
-@both
-def test_single_precision_input_costs_no_precision(module):
+def test_single_precision_input_costs_no_precision():
     """Nearly collapsed float32 features far from the origin: what is left of them is worked out in float64."""
     features, actions, weight, _ = random_case((30, 5, 9, 16), 12, spread=1e-3)
     features, weight = (features + 50).float(), weight.float()
-    check(module.collapse_metrics(features, actions, weight), numpy_metrics(features, actions, weight), rel=1e-6)
+    check(collapse_metrics(features, actions, weight), numpy_metrics(features, actions, weight), rel=1e-6)
 
 
-@both
-def test_nc1_keeps_small_eigenvalues_of_the_right_number(module):
+def test_nc1_keeps_small_eigenvalues_of_the_right_number():
     # Means (1, 0), (-1, 0), (0, 3e-6) in the plane of K_eff - 1 = 2 dimensions, turned within eight: Sigma_B has
     # eigenvalues 2/3 and (1 + 1 + 4) 1e-12 / 3 = 2e-12, and six of rounding. Sigma_W = 5e-7 I, outside that plane too.
     means = torch.zeros(3, 8, dtype=torch.float64)
@@ -395,7 +376,7 @@ def test_nc1_keeps_small_eigenvalues_of_the_right_number(module):
     offsets = torch.cat([torch.eye(8), -torch.eye(8)]).double() * 2e-3  # variance 2 * 4e-6 / 16 = 5e-7 along each axis
     features = (means.unsqueeze(1) + offsets).reshape(48, 8)
     turn = torch.linalg.qr(randn(8, 8))[0]
-    metrics = module.collapse_metrics(features @ turn, labels(16, 16, 16), randn(3, 8, seed=1))
+    metrics = collapse_metrics(features @ turn, labels(16, 16, 16), randn(3, 8, seed=1))
     assert metrics["nc1"] == pytest.approx(5e-7 * (3 / 2 + 1 / 2e-12) / 3, rel=0.02)
 
 
@@ -404,84 +385,74 @@ def test_nc1_keeps_small_eigenvalues_of_the_right_number(module):
 CASE = random_case((25, 6, 0, 11, 40), 9)
 
 
-@both
-def test_rotation(module):
+def test_rotation():
     features, actions, weight, bias = CASE
     turn = torch.linalg.qr(randn(9, 9, seed=5))[0]
-    metrics = module.collapse_metrics(features @ turn, actions, weight @ turn, bias)
-    check(metrics, module.collapse_metrics(*CASE))
+    metrics = collapse_metrics(features @ turn, actions, weight @ turn, bias)
+    check(metrics, collapse_metrics(*CASE))
 
 
-@both
 @pytest.mark.parametrize("scale", [1e-3, 7.0, 1e4])
-def test_scale_of_the_features(module, scale):
+def test_scale_of_the_features(scale):
     features, actions, weight, _ = CASE
-    check(module.collapse_metrics(scale * features, actions, weight), module.collapse_metrics(*CASE[:3]))
+    check(collapse_metrics(scale * features, actions, weight), collapse_metrics(*CASE[:3]))
 
 
-@both
 @pytest.mark.parametrize("scale", [1e-3, 7.0, 1e4])
-def test_scale_of_the_weight(module, scale):
+def test_scale_of_the_weight(scale):
     features, actions, weight, bias = CASE
-    check(module.collapse_metrics(features, actions, scale * weight, scale * bias), module.collapse_metrics(*CASE))
+    check(collapse_metrics(features, actions, scale * weight, scale * bias), collapse_metrics(*CASE))
 
 
-@both
-def test_sign_of_the_weight_matters(module):
+def test_sign_of_the_weight_matters():
     features, actions, weight, _ = CASE
-    metrics, turned = module.collapse_metrics(*CASE[:3]), module.collapse_metrics(features, actions, -weight)
+    metrics, turned = collapse_metrics(*CASE[:3]), collapse_metrics(features, actions, -weight)
     assert turned["mean_weight_cosine"] == pytest.approx(-metrics["mean_weight_cosine"])
     assert turned["self_duality"] == pytest.approx(4 - metrics["self_duality"])
 
 
-@both
-def test_shift_of_the_features(module):
+def test_shift_of_the_features():
     """The agreement changes with the logits, so it too stays as it is where the bias undoes the shift."""
     features, actions, weight, bias = CASE
     shift = randn(9, seed=6)
-    expected = module.collapse_metrics(*CASE)
-    check(module.collapse_metrics(features + shift, actions, weight, bias), only(expected, CENTRED))
-    check(module.collapse_metrics(features + shift, actions, weight, bias - weight @ shift), expected)
+    expected = collapse_metrics(*CASE)
+    check(collapse_metrics(features + shift, actions, weight, bias), only(expected, CENTRED))
+    check(collapse_metrics(features + shift, actions, weight, bias - weight @ shift), expected)
 
 
-@both
-def test_common_row_of_the_weight(module):
+def test_common_row_of_the_weight():
     """Softmax does not see it, and neither does a metric."""
     features, actions, weight, bias = CASE
-    metrics = module.collapse_metrics(features, actions, weight + 3 * randn(9, seed=7), bias)
-    check(metrics, only(module.collapse_metrics(*CASE), CENTRED))
+    metrics = collapse_metrics(features, actions, weight + 3 * randn(9, seed=7), bias)
+    check(metrics, only(collapse_metrics(*CASE), CENTRED))
 
 
-@both
-def test_order_of_the_samples(module):
+def test_order_of_the_samples():
     features, actions, weight, bias = CASE
     order = torch.randperm(len(actions), generator=seeded(8))
-    check(module.collapse_metrics(features[order], actions[order], weight, bias), module.collapse_metrics(*CASE))
+    check(collapse_metrics(features[order], actions[order], weight, bias), collapse_metrics(*CASE))
 
 
-@both
-def test_names_of_the_actions(module):
+def test_names_of_the_actions():
     """Renaming the actions, in the labels and in the rows of the layer, changes nothing."""
     features, actions, weight, bias = CASE
     rename = torch.tensor([3, 0, 4, 1, 2])
     back = rename.argsort()
-    metrics = module.collapse_metrics(features, rename[actions], weight[back], bias[back])
-    check(metrics, module.collapse_metrics(*CASE))
+    metrics = collapse_metrics(features, rename[actions], weight[back], bias[back])
+    check(metrics, collapse_metrics(*CASE))
 
 
-@both
-def test_every_sample_twice(module):
+def test_every_sample_twice():
     """Population moments: a batch said twice reads the same (but for singletons, of which there are none here)."""
     features, actions, weight, bias = CASE
-    metrics = module.collapse_metrics(features.repeat(2, 1), actions.repeat(2), weight, bias)
-    check(metrics, module.collapse_metrics(*CASE))
+    metrics = collapse_metrics(features.repeat(2, 1), actions.repeat(2), weight, bias)
+    check(metrics, collapse_metrics(*CASE))
 
 
-@both
-def test_inputs_are_left_alone_and_may_carry_gradients(module):
+def test_inputs_are_left_alone_and_may_carry_gradients():
     features, actions, weight, bias = (tensor.clone() for tensor in CASE)
     features.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
-    check(module.collapse_metrics(features, actions, weight, bias), module.collapse_metrics(*CASE))
+    check(collapse_metrics(features, actions, weight, bias), collapse_metrics(*CASE))
     for tensor, original in zip((features, actions, weight, bias), CASE, strict=True):
         assert torch.equal(tensor, original)
 

@@ -1,5 +1,7 @@
 """`compute_gae` against tables worked out by hand and against an independent O(T^2) sum.
 
+It is the same source in every script that has it, says test_scripts_agree; one of them is tested.
+
 In the tables: delta_t = reward + gamma * next_value * (0 where terminated) - value, and
 A_t = delta_t + gamma * lambda * (0 where an episode ended) * A_{t+1}; targets are A_t + value.
 """
@@ -8,16 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-import ppo_acpg
-import ppo_baseline
-
-both = pytest.mark.parametrize("module", [ppo_baseline, ppo_acpg], ids=lambda module: module.__name__)
+from ppo_acpg import compute_gae
 
 
-def gae(module, values, next_values, rewards, terminations, truncations, gamma=0.5, gae_lambda=0.5):
+def gae(values, next_values, rewards, terminations, truncations, gamma=0.5, gae_lambda=0.5):
     """Call with lists of one row per step, one column per environment."""
     columns = [torch.tensor(rows, dtype=torch.float32) for rows in (values, next_values, rewards, terminations, truncations)]
-    return module.compute_gae(*columns, gamma, gae_lambda)
+    return compute_gae(*columns, gamma, gae_lambda)
 
 
 def check(result, advantages, targets):
@@ -26,10 +25,8 @@ def check(result, advantages, targets):
         torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=1e-6)
 
 
-@both
-def test_running_on(module):
+def test_running_on():
     result = gae(
-        module,
         values=[[2], [4], [8]],
         next_values=[[4], [8], [16]],
         rewards=[[1], [2], [4]],
@@ -42,10 +39,8 @@ def test_running_on(module):
     check(result, advantages=[[1.75], [3], [4]], targets=[[3.75], [7], [12]])
 
 
-@both
-def test_terminated_in_the_middle(module):
+def test_terminated_in_the_middle():
     result = gae(
-        module,
         values=[[2], [4], [8]],
         next_values=[[4], [8], [16]],  # the 8 is the next episode's and must not be looked at
         rewards=[[1], [2], [4]],
@@ -58,10 +53,8 @@ def test_terminated_in_the_middle(module):
     check(result, advantages=[[0.5], [-2], [4]], targets=[[2.5], [2], [12]])
 
 
-@both
-def test_truncated_in_the_middle(module):
+def test_truncated_in_the_middle():
     result = gae(
-        module,
         values=[[2], [4], [8]],
         next_values=[[4], [20], [16]],  # 20 = value of the truncated episode's own last state
         rewards=[[1], [2], [4]],
@@ -74,10 +67,8 @@ def test_truncated_in_the_middle(module):
     check(result, advantages=[[3], [8], [4]], targets=[[5], [12], [12]])
 
 
-@both
-def test_both_kinds_in_one_batch(module):
+def test_both_kinds_in_one_batch():
     result = gae(
-        module,
         # env 0 terminates at t=1 and is truncated at t=2; env 1 is truncated at t=0, terminates at t=3; env 2 runs on
         values=[[1, 4, 0], [2, 2, 4], [4, 6, 0], [8, 4, 4]],
         next_values=[[2, 10, 4], [4, 6, 0], [12, 4, 4], [6, 16, 8]],
@@ -104,10 +95,8 @@ def test_both_kinds_in_one_batch(module):
     )
 
 
-@both
-def test_ending_on_the_last_step(module):
+def test_ending_on_the_last_step():
     result = gae(
-        module,
         # the last step of env 0 terminates, of env 1 truncates, of env 2 runs on, of env 3 terminates at the time limit
         values=[[2, 2, 2, 2], [4, 4, 4, 4]],
         next_values=[[4, 4, 4, 4], [12, 12, 12, 12]],
@@ -120,10 +109,8 @@ def test_ending_on_the_last_step(module):
     check(result, advantages=[[0.5, 2, 2, 0.5], [-2, 4, 4, -2]], targets=[[2.5, 4, 4, 2.5], [2, 8, 8, 2]])
 
 
-@both
-def test_gamma_and_lambda_have_their_own_places(module):
+def test_gamma_and_lambda_have_their_own_places():
     result = gae(
-        module,
         values=[[2], [4]],
         next_values=[[4], [8]],
         rewards=[[1], [2]],
@@ -145,16 +132,15 @@ def random_rollout(num_steps, num_envs, seed):
     return values, next_values, rewards, np.isin(ending, (1, 3)).astype(float), np.isin(ending, (2, 3)).astype(float)
 
 
-def run(module, rollout, gamma, gae_lambda):
+def run(rollout, gamma, gae_lambda):
     tensors = [torch.tensor(array, dtype=torch.float64) for array in rollout]
-    advantages, targets = module.compute_gae(*tensors, gamma, gae_lambda)
+    advantages, targets = compute_gae(*tensors, gamma, gae_lambda)
     return advantages.numpy(), targets.numpy()
 
 
-@both
 @pytest.mark.parametrize("gamma, gae_lambda", [(0.99, 0.95), (0.9, 0.3), (1.0, 1.0), (0.0, 0.5)])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (16, 1), (37, 5)])
-def test_naive_sum(module, gamma, gae_lambda, shape):
+def test_naive_sum(gamma, gae_lambda, shape):
     """A_t = sum_l (gamma lambda)^l delta_{t+l} up to and with the step that ends t's episode."""
     rollout = random_rollout(*shape, seed=shape[0])
     values, next_values, rewards, terminations, truncations = rollout
@@ -167,21 +153,19 @@ def test_naive_sum(module, gamma, gae_lambda, shape):
                 expected[start, env] += (gamma * gae_lambda) ** (t - start) * delta
                 if terminations[t, env] or truncations[t, env]:
                     break
-    advantages, targets = run(module, rollout, gamma, gae_lambda)
+    advantages, targets = run(rollout, gamma, gae_lambda)
     np.testing.assert_allclose(advantages, expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(targets, expected + values, rtol=1e-9, atol=1e-12)
 
 
-@both
-def test_lambda_zero_is_one_step_td(module):
+def test_lambda_zero_is_one_step_td():
     rollout = random_rollout(20, 4, seed=1)
     _, next_values, rewards, terminations, _ = rollout
-    _, targets = run(module, rollout, gamma=0.9, gae_lambda=0.0)
+    _, targets = run(rollout, gamma=0.9, gae_lambda=0.0)
     np.testing.assert_allclose(targets, np.where(terminations == 1, rewards, rewards + 0.9 * next_values), rtol=1e-12)
 
 
-@both
-def test_lambda_one_is_the_discounted_return(module):
+def test_lambda_one_is_the_discounted_return():
     """With next_values[t] = values[t+1] inside an episode, the values in between cancel."""
     values, next_values, rewards, terminations, truncations = random_rollout(25, 4, seed=2)
     inside = (terminations[:-1] == 0) & (truncations[:-1] == 0)
@@ -197,23 +181,21 @@ def test_lambda_one_is_the_discounted_return(module):
             future = rewards[t, env] + 0.9 * future
             expected[t, env] = future
     rollout = (values, next_values, rewards, terminations, truncations)
-    _, targets = run(module, rollout, gamma=0.9, gae_lambda=1.0)
+    _, targets = run(rollout, gamma=0.9, gae_lambda=1.0)
     np.testing.assert_allclose(targets, expected, rtol=1e-9, atol=1e-12)
 
 
-@both
-def test_environments_do_not_mix(module):
+def test_environments_do_not_mix():
     rollout = random_rollout(30, 6, seed=3)
-    advantages, _ = run(module, rollout, 0.99, 0.95)
+    advantages, _ = run(rollout, 0.99, 0.95)
     for env in range(6):
-        alone, _ = run(module, [array[:, env : env + 1] for array in rollout], 0.99, 0.95)
+        alone, _ = run([array[:, env : env + 1] for array in rollout], 0.99, 0.95)
         np.testing.assert_allclose(advantages[:, env : env + 1], alone, rtol=1e-12)
 
 
-@both
-def test_inputs_are_left_alone(module):
+def test_inputs_are_left_alone():
     tensors = [torch.tensor(array) for array in random_rollout(10, 3, seed=4)]
     copies = [tensor.clone() for tensor in tensors]
-    module.compute_gae(*tensors, 0.99, 0.95)
+    compute_gae(*tensors, 0.99, 0.95)
     for tensor, copy in zip(tensors, copies, strict=True):
         assert torch.equal(tensor, copy)
