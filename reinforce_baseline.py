@@ -83,9 +83,9 @@ class Args:
     """let the learning rate fall linearly to zero over the run"""
     gamma: float = 0.99
     """discount factor"""
-    norm_returns: bool = True
+    norm_returns: bool = False
     """normalise the returns-to-go of each batch (biased, but of one scale for every task)"""
-    running_baseline: bool = False
+    running_baseline: bool = True
     """subtract the running mean of the returns-to-go of earlier batches (unbiased)"""
     ent_coef: float = 0.01
     """weight of the entropy bonus"""
@@ -116,7 +116,7 @@ def check_args(args):
     if args.total_timesteps < args.num_envs:
         raise ValueError(f"--total-timesteps {args.total_timesteps} is below one step of --num-envs {args.num_envs}; raise it")
     if args.norm_returns and args.running_baseline:
-        raise ValueError("--norm-returns takes away what --running-baseline subtracts; add --no-norm-returns")
+        raise ValueError("--norm-returns takes away what --running-baseline subtracts; add --no-running-baseline")
 
 
 def make_env(args, index, video_dir=None):

@@ -50,8 +50,8 @@ STUDIES = {
     ],
     "tune-reinforce": [
         (f"{env_id}, {e}, lr {lr}, {n}", f"reinforce_{s}", f"{where} {f} --learning-rate {lr}")
-        for env_id, where in (("CartPole-v1", CARTPOLE), ("LunarLander-v3", LUNAR))
-        for e, f in ESTIMATORS
+        for env_id, where, estimators in (("CartPole-v1", CARTPOLE, ESTIMATORS), ("LunarLander-v3", LUNAR, ESTIMATORS[1:]))
+        for e, f in estimators
         for lr in REINFORCE_RATES
         for n, s in ARMS
     ],

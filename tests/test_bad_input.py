@@ -138,7 +138,7 @@ def test_intervals_that_do_not_fit(script, tmp_path):
 @pytest.mark.parametrize("script", PAIRS[2])
 def test_two_baselines(script, tmp_path):
     """REINFORCE's normalisation would take away what the running baseline subtracts."""
-    line = refused(script, "ConstantReward", tmp_path / "run", *tiny(script), "--norm-returns", "--running-baseline")
+    line = refused(script, "ConstantReward", tmp_path / "run", *tiny(script), "--norm-returns")
     assert mentions(line, "norm-returns") and mentions(line, "running-baseline")
 
 

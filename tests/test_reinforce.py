@@ -112,7 +112,7 @@ def gradient_by_hand(agent, kept, weights, ent_coef=0.0):
 def test_batch_is_the_first_episodes_of_every_environment(script, num_envs, num_episodes, tmp_path, monkeypatch):
     """Each update takes the first episodes of every environment from a reset, drops the rest, and counts every step."""
     flags = ("--num-envs", num_envs, "--num-episodes", num_episodes, "--total-timesteps", 400, *FROZEN)
-    flags += ("--no-norm-returns", "--gamma", 0.9, "--ent-coef", 0.03, "--max-grad-norm", 1e9)
+    flags += ("--no-running-baseline", "--gamma", 0.9, "--ent-coef", 0.03, "--max-grad-norm", 1e9)
     gradients = record_gradients(monkeypatch)
     result = train(script, "Clock", tmp_path / "run", *flags)
     *batches, rest = segments(num_envs)
@@ -173,11 +173,11 @@ def normalised(returns):
 
 
 @both
-@pytest.mark.parametrize("option", ["--no-norm-returns", "--norm-returns", "--running-baseline"])
+@pytest.mark.parametrize("option", ["--no-running-baseline", "--norm-returns", "--running-baseline"])
 def test_weights(script, option, tmp_path, monkeypatch):
     """Returns-to-go as they are, normalised within the batch, or less the mean of earlier batches'."""
     flags = (*tiny(script, 6), "--total-timesteps", 500, *FROZEN, "--gamma", 0.9, "--ent-coef", 0, "--max-grad-norm", 1e9)
-    flags += ("--no-norm-returns", option) if option == "--running-baseline" else (option,)
+    flags += ("--no-running-baseline", option) if option == "--norm-returns" else (option,)
     gradients = record_gradients(monkeypatch)
     result = train(script, "Clock", tmp_path / "run", *flags)
     *batches, _ = segments(2)
@@ -193,10 +193,10 @@ def test_weights(script, option, tmp_path, monkeypatch):
 
 
 @both
-def test_returns_are_normalised_by_default(script, tmp_path):
-    """As --help says, and the running baseline is off."""
+def test_the_running_baseline_is_the_default(script, tmp_path):
+    """As docs/reinforce.md says, and normalisation is off."""
     args = train(script, "Clock", tmp_path / "run", *tiny(script, 6)).args
-    assert (args.norm_returns, args.running_baseline) == (True, False)
+    assert (args.norm_returns, args.running_baseline) == (False, True)
 
 
 # The estimator
