@@ -203,9 +203,9 @@ def main():
 
     lines += [
         "",
-        f"{args.states} states together, random advantages, imbalance {args.imbalance:g}; mean angles in degrees, max-angle deviation",
-        "",
+        f"{args.states} states together, random advantages, imbalance {args.imbalance:g}: mean angles in degrees, and",
     ]
+    lines += ["the max-angle deviation of the class means and of W from a simplex ETF", ""]
     lines += [
         "| objective | layer | scale | mean pi(a*) | h to its own weight | h to its class mean | frame of the means | of W |"
     ]
