@@ -1,0 +1,439 @@
+"""Does Action Collapse emerge, and does the ETF induce it? An ideal tabular environment, trained by policy gradient.
+
+    python emergence.py                                      # every cell, 20 seeds, to results/emergence
+    python emergence.py --cells ideal entropy --seeds 5 --steps 2000 --out runs/emergence
+    python ppo_acpg.py --env-id emergence:IdealCliffWalking-v0 --feature-constraint ball --etf-scale 5
+
+The environment is ideal in the paper's sense (Zhou et al. 2025): discrete, every state explored, every action optimal in
+equally many states, states uniformly distributed, optima unique. The script trains a policy (one-hot state, tanh layer,
+linear layer into the unit ball, action-selection layer) by the exact policy gradient, with exact values, and measures AC1 to
+AC3 against the true optimal actions. Each cell takes one of the conditions away. docs/action_collapse.md has the definitions.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import tyro
+from scipy import stats
+
+# Cells: the ideal setting, and each with one condition taken away
+CELLS = {
+    "ideal": {},
+    "unbalanced actions": {"lengths": (10, 2, 2, 2)},
+    "on-policy states": {"states": "on-policy"},
+    "half explored": {"states": "half"},
+    "tied optima": {"corners": True},
+    "entropy bonus": {"entropy": 0.1},
+    "no norm bound": {"bound": "none"},
+    "weight decay instead": {"bound": "none", "decay": 1e-3},
+    "sampled gradient": {"sampled": True},
+    "tanh box": {"bound": "tanh"},
+    # and one condition more: what theory asks for, equal advantages of all wrong actions, or imitation of the optimal one
+    "equal gaps": {"inward": "falls"},
+    "imitation": {"imitate": True},
+}
+LAYERS = {"learned": 64, "etf": 64, "random": 64, "random, d = 4": 4}  # and the feature dimension
+# What counts as collapse. The null (permuted labels) reads about .2 to .5, several units, and .3 to .8 on these.
+THRESHOLDS = {"alignment": 0.99, "variability_quotient": 0.01, "etf_error": 0.05}
+AC = {"alignment": "AC1", "variability_quotient": "AC2", "etf_error": "AC3"}
+STEP, ENTRY, FALL, EXIT = 0.0, 0.0, -1.0, 1.0  # rewards
+
+
+@dataclass
+class Args:
+    cells: list[str] = field(default_factory=lambda: list(CELLS))
+    """cells to run"""
+    layers: list[str] = field(default_factory=lambda: list(LAYERS))
+    """action-selection layers to run"""
+    seeds: int = 20
+    """seeds per cell"""
+    steps: int = 4000
+    """gradient steps"""
+    learning_rate: float = 3e-3
+    """learning rate of Adam, annealed to zero"""
+    scale: float = 10.0
+    """scale of the logits (1 where there is no norm bound)"""
+    gamma: float = 0.9
+    """discount factor"""
+    samples: int = 64
+    """state-action pairs per step, where the gradient is sampled"""
+    out: Path = Path("results/emergence")
+    """folder of the tables and figures"""
+
+
+class IdealCliffWalking(gym.Env):
+    """Four piers in a sea, one for each action: walking outward along the pier leads off it, to the exit.
+
+    A pier is a row of `length` cells pointing up, right, down or left. The outward step from its last cell pays 1 and ends
+    the episode; the inward step goes one cell back (from the first cell: stays), or, if `inward` is "falls", into the sea;
+    sideways is the sea, which pays -1 and ends it. So the outward action is the only optimal one everywhere, each in
+    `length` states. Episodes start in a state drawn uniformly; with --max-episode-steps 1 every step does, and the
+    distribution of states is exactly uniform. `lengths` gives the piers different lengths; `corners` adds one cell between
+    each two neighbouring piers from which both their outward actions lead to an exit: its optimum is tied. Observations
+    are Discrete, actions 0 up, 1 right, 2 down, 3 left. `P` is the transition table as gymnasium's toy-text
+    environments have it.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, length=4, lengths=None, corners=False, inward="back"):
+        lengths = tuple(lengths) if lengths else (length,) * 4
+        cells = [(pier, k) for pier, n in enumerate(lengths) for k in range(n)]
+        index = {cell: i for i, cell in enumerate(cells)}
+        self.terminal = len(cells) + (4 if corners else 0)
+        self.P = {}
+        for (pier, k), i in index.items():
+            self.P[i] = {}
+            for action in range(4):
+                if action == pier:
+                    last = k == lengths[pier] - 1
+                    step = (self.terminal, EXIT, True) if last else (index[pier, k + 1], STEP, False)
+                elif action == (pier + 2) % 4 and inward == "back":
+                    step = (index[pier, max(k - 1, 0)], STEP, False)
+                else:
+                    step = (self.terminal, FALL, True)
+                self.P[i][action] = [(1.0, *step)]
+        for c in range(self.terminal - len(cells)):
+            exits = {c, (c + 1) % 4}
+            self.P[len(cells) + c] = {a: [(1.0, self.terminal, EXIT if a in exits else FALL, True)] for a in range(4)}
+        self.P[self.terminal] = {a: [(1.0, self.terminal, 0.0, True)] for a in range(4)}
+        self.observation_space = gym.spaces.Discrete(self.terminal + 1)
+        self.action_space = gym.spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = int(self.np_random.integers(self.terminal))
+        return self.state, {}
+
+    def step(self, action):
+        (_, self.state, reward, terminated) = self.P[self.state][int(action)][0]
+        return self.state, reward, terminated, False, {}
+
+
+gym.register("IdealCliffWalking-v0", entry_point=IdealCliffWalking, max_episode_steps=100)
+
+
+def transition_tables(table, gamma):
+    """(moves (S, A, S), rewards (S, A)) of a transition table: gamma times the chance of going on, and the mean reward."""
+    states, actions = len(table), len(table[0])
+    moves, rewards = np.zeros((states, actions, states)), np.zeros((states, actions))
+    for s in range(states):
+        for a in range(actions):
+            for probability, following, reward, terminated in table[s][a]:
+                rewards[s, a] += probability * reward
+                if not terminated:
+                    moves[s, a, following] += gamma * probability
+    return moves, rewards
+
+
+def optimal_values(moves, rewards, tolerance=1e-12):
+    """Q* (S, A) by value iteration, to within `tolerance`."""
+    q = np.zeros_like(rewards)
+    while True:
+        new = rewards + moves @ q.max(1)
+        if np.abs(new - q).max() < tolerance:
+            return new
+        q = new
+
+
+def optimal_actions(q, tolerance=1e-8):
+    """(actions (S,), unique (S,)): the optimal action, and whether no other one comes within `tolerance` of it."""
+    return q.argmax(1), (q >= q.max(1, keepdims=True) - tolerance).sum(1) == 1
+
+
+def simplex_etf(num_actions, feature_dim, generator=None):
+    """Rows of a simplex equiangular tight frame: a (num_actions, feature_dim) tensor of unit rows, pairwise cosines
+    -1/(num_actions - 1), summing to zero, in a Haar-random orientation drawn from `generator`.
+
+    W = sqrt(K/(K-1)) V Q^T, V an orthonormal basis of the complement of the ones vector in R^K, Q a random orthonormal
+    (feature_dim, K-1) matrix: it exists for every feature_dim >= K-1 (Papyan, Han and Donoho 2020 define the frame).
+    Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
+    """
+    if num_actions < 2:
+        raise ValueError(f"a simplex ETF needs at least 2 actions, got {num_actions}")
+    if feature_dim < num_actions - 1:
+        raise ValueError(
+            f"feature_dim {feature_dim} (--feature-dim) is too small for a simplex ETF of {num_actions} actions: "
+            f"it takes at least {num_actions - 1}"
+        )
+    gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
+    q, r = torch.linalg.qr(gaussian)
+    q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
+    centring = torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions
+    v = torch.linalg.qr(centring[:, 1:]).Q
+    return (math.sqrt(num_actions / (num_actions - 1)) * v @ q.T).float()
+
+
+COLLAPSE_METRICS = (
+    *("nc1", "variability_quotient", "cdnv", "alignment", "ncc_agreement"),
+    *("means_equinorm", "means_equiangularity", "means_max_angle"),
+    *("weights_equinorm", "weights_equiangularity", "weights_max_angle"),
+    *("etf_error", "self_duality", "mean_weight_cosine", "classes_present"),
+)
+
+
+def frame_geometry(vectors):
+    """How far K centred vectors (K, d) are from a simplex ETF: (equinorm, equiangularity, max_angle), 0 for an ETF.
+
+    std/mean of the norms, std of the pairwise cosines, and mean |cosine + 1/(K-1)| (Papyan, Han and Donoho 2020).
+    """
+    norms = vectors.norm(dim=1)
+    cosines = (vectors @ vectors.T) / torch.outer(norms, norms)
+    cosines = cosines[~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)]
+    max_angle = (cosines + 1 / (len(vectors) - 1)).abs().mean()
+    return norms.std(correction=0) / norms.mean(), cosines.std(correction=0), max_angle
+
+
+def collapse_metrics(features, actions, weight, bias=None):
+    """How far `features` (N, d) have collapsed with respect to `actions` (N,) and the action-selection layer.
+
+    `actions` (integers) are the labels: true optimal actions where they are known, else the policy's greedy ones, which
+    flatter. `weight` (K, d) and `bias` (K,) are the layer's. Returns a float for every name in COLLAPSE_METRICS, NaN where
+    a metric is undefined. Formulas and sources are in docs/metrics.md: NC1 to NC4 of Papyan, Han and Donoho (2020), CDNV
+    of Galanti et al. (2022), the quotient of Tirer et al. (2023), the ETF error of Zhu et al. (2021).
+    The class means are centred on their unweighted mean, and so is the weight over the classes present; a class
+    without samples takes no part; a class with one sample has no variance and takes no part in the first three metrics.
+    """
+    classes, labels, counts = actions.unique(return_inverse=True, return_counts=True)
+    num_classes = len(classes)
+    if num_classes < 2:
+        return dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(num_classes)}
+    features, weight = features.double(), weight.double()
+    chosen = nn.functional.linear(features, weight, None if bias is None else bias.double()).argmax(1)
+    h = features - features[0]  # every metric but `chosen` ignores a shift; features all alike become exactly zero
+    members = nn.functional.one_hot(labels).to(h.dtype).T / counts[:, None]  # (classes, N): averages over each class
+    means = members @ h
+    centre = means.mean(0)
+    centred = means - centre
+    deviations = h - means[labels]
+
+    # AC2, variability, over the classes that have a variance
+    variances = members @ deviations.square().sum(1)
+    several = counts >= 2
+    nc1 = quotient = cdnv = means.new_tensor(math.nan)
+    if several.sum() >= 2:
+        between = means[several] - means[several].mean(0)
+        within_trace = (counts * variances)[several].sum() / counts[several].sum()
+        quotient = within_trace / (between.square().sum() / len(between))
+        _, scales, axes = torch.linalg.svd(between, full_matrices=False)
+        rank = int((scales[: len(between) - 1] > scales[0] * max(between.shape) * torch.finfo(h.dtype).eps).sum())
+        if rank:
+            nc1 = ((deviations[several[labels]] @ axes[:rank].T) / scales[:rank]).square().sum(1).mean()
+        i, j = torch.triu_indices(len(between), len(between), 1, device=h.device)
+        cdnv = ((variances[several][i] + variances[several][j]) / (2 * (between[i] - between[j]).square().sum(1))).mean()
+
+    # AC1, alignment of each activation with its class mean
+    shifted, target = h - centre, centred[labels]
+    alignment = ((shifted * target).sum(1) / (shifted.norm(dim=1) * target.norm(dim=1))).mean()
+    agreement = (classes[torch.cdist(h, means).argmin(1)] == chosen).double().mean()
+
+    # AC3, the frame of the class means, that of the weights, and how they fit
+    weight = weight[classes] - weight[classes].mean(0)
+    gram = centred @ centred.T
+    simplex = torch.eye(num_classes, dtype=h.dtype, device=h.device) - 1 / num_classes
+    etf_error = (gram / gram.norm() - simplex / math.sqrt(num_classes - 1)).norm()
+    self_duality = (weight / weight.norm() - centred / centred.norm()).square().sum()
+    cosine = ((centred * weight).sum(1) / (centred.norm(dim=1) * weight.norm(dim=1))).mean()
+    values = torch.stack(
+        (nc1, quotient, cdnv, alignment, agreement)
+        + (*frame_geometry(centred), *frame_geometry(weight), etf_error, self_duality, cosine)
+    ).tolist()
+    values = [value if math.isfinite(value) else math.nan for value in values]
+    return dict(zip(COLLAPSE_METRICS, [*values, float(num_classes)], strict=True))
+
+
+class Policies(nn.Module):
+    """`seeds` independent policies side by side: one-hot state, 64 tanh units, d features under a bound, K logits."""
+
+    def __init__(self, states, actions, layer, bound, scale, seeds):
+        super().__init__()
+        dim = LAYERS[layer]
+        drawn = {"hidden": [], "out": [], "weight": []}
+        for seed in range(1, seeds + 1):
+            generator = torch.Generator().manual_seed(seed)
+            for name, shape, gain in (("hidden", (states, 64), 1.0), ("out", (64, dim), 0.1)):
+                drawn[name].append(nn.init.orthogonal_(torch.empty(shape), gain, generator=generator).double())
+            if layer == "etf":
+                drawn["weight"].append(simplex_etf(actions, dim, generator).double())
+            else:
+                rows = torch.randn(actions, dim, generator=generator, dtype=torch.float64)
+                drawn["weight"].append(nn.functional.normalize(rows, dim=1))
+        self.hidden, self.out = (nn.Parameter(torch.stack(drawn[name])) for name in ("hidden", "out"))
+        self.weight = nn.Parameter(torch.stack(drawn["weight"]), requires_grad=layer == "learned")
+        self.bound, self.scale = bound, 1.0 if bound == "none" else scale / math.sqrt(dim) if bound == "tanh" else scale
+
+    def forward(self):
+        """(features (seeds, S, d), weights (seeds, K, d), logits (seeds, S, K)) of all states."""
+        h, weight = self.hidden.tanh() @ self.out, self.weight
+        if self.bound == "ball":
+            h = h / h.norm(dim=-1, keepdim=True).clamp(min=1.0)
+            if weight.requires_grad:
+                weight = weight / weight.norm(dim=-1, keepdim=True).clamp(min=1.0)
+        elif self.bound == "tanh":
+            h = h.tanh()
+        return h, weight, self.scale * h @ weight.transpose(1, 2)
+
+
+def train(args, layer, states="uniform", entropy=0.0, bound="ball", decay=0.0, sampled=False, imitate=False, **kwargs):
+    """Train all seeds of one cell: a list with one dict of metrics for each seed.
+
+    The loss is -sum_s rho(s) sum_a pi(a|s) A(s, a) with the exact advantages of the current policy, or its estimate from
+    sampled states and actions. rho is uniform over the states, or the discounted visitation from a uniform start, or uniform
+    over every other state. `imitate` maximises log pi(a*|s) instead. `kwargs` are the environment's.
+    """
+    env = IdealCliffWalking(**kwargs)
+    moves, rewards = transition_tables(env.P, args.gamma)
+    q_star = optimal_values(moves, rewards)
+    labels, unique = optimal_actions(q_star)
+    alive = env.terminal
+    measured = torch.tensor(unique[:alive])
+    labels = torch.tensor(labels[:alive])[measured]
+    moves, rewards = torch.tensor(moves[:alive, :, :alive]), torch.tensor(rewards[:alive])
+    start = torch.full((alive,), 1 / alive, dtype=torch.float64)
+    if states == "half":
+        start = (torch.arange(alive) % 2 == 0).double() / math.ceil(alive / 2)
+    policies = Policies(alive, 4, layer, bound, args.scale, args.seeds)
+    parameters = [p for p in policies.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
+    generator, eye = torch.Generator().manual_seed(0), torch.eye(alive, dtype=torch.float64)
+    for _ in range(args.steps):
+        h, weight, logits = policies()
+        pi = logits.softmax(-1)
+        with torch.no_grad():
+            flow = torch.einsum("nsa,sat->nst", pi, moves)
+            value = torch.linalg.solve(eye - flow, (pi * rewards).sum(-1, keepdim=True))
+            advantage = rewards + torch.einsum("sat,nt->nsa", moves, value.squeeze(-1)) - value
+            rho = start.expand(args.seeds, -1)
+            if states == "on-policy":
+                rho = torch.linalg.solve((eye - flow).transpose(1, 2), rho.unsqueeze(-1)).squeeze(-1)
+                rho = rho / rho.sum(-1, keepdim=True)
+        if imitate:
+            loss = -(rho * logits.log_softmax(-1)[:, torch.arange(alive), torch.tensor(q_star[:alive].argmax(1))]).sum(-1)
+        elif sampled:
+            with torch.no_grad():
+                s = torch.multinomial(rho, args.samples, replacement=True, generator=generator)
+                chosen = pi.gather(1, s.unsqueeze(-1).expand(-1, -1, 4)).flatten(0, 1)
+                a = torch.multinomial(chosen, 1, generator=generator).view_as(s)
+            seed = torch.arange(args.seeds).unsqueeze(1)
+            loss = -(logits.log_softmax(-1)[seed, s, a] * advantage[seed, s, a]).mean(1)
+        else:
+            loss = -(rho.unsqueeze(-1) * pi * advantage).sum((1, 2))
+        if entropy:
+            loss = loss + entropy * (rho.unsqueeze(-1) * pi * logits.log_softmax(-1)).sum((1, 2))
+        if decay:
+            loss = loss + decay * (h.square().sum(-1).mean(-1) + weight.square().sum(-1).mean(-1)) / 2
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        h, weight, logits = policies()
+        pi, rows = logits.softmax(-1), []
+        for i in range(args.seeds):
+            seen = measured.clone()
+            if states == "half":
+                seen &= start > 0
+            own = labels if bool((seen == measured).all()) else torch.tensor(q_star[:alive].argmax(1))[seen]
+            row = collapse_metrics(h[i][seen], own, weight[i])
+            permuted = own[torch.randperm(len(own), generator=generator)]
+            row |= {f"null_{name}": x for name, x in collapse_metrics(h[i][seen], permuted, weight[i]).items()}
+            row["optimal"] = (logits[i].argmax(-1)[measured] == labels).double().mean().item()
+            row["probability"] = pi[i][seen].gather(1, own.unsqueeze(1)).mean().item()
+            row["max_visitation"], row["min_visitation"] = rho[i].max().item() * alive, rho[i].min().item() * alive
+            rows.append(row)
+    return rows
+
+
+def interval(values):
+    """Mean and 95 % t interval of the finite values."""
+    x = np.array([v for v in values if math.isfinite(v)])
+    if len(x) < 2:
+        return (x.mean() if len(x) else math.nan), math.nan, math.nan
+    half = stats.t.ppf(0.975, len(x) - 1) * stats.sem(x) if np.ptp(x) else 0.0
+    return x.mean(), x.mean() - half, x.mean() + half
+
+
+def judge(metric, values):
+    """Say "yes" if the interval lies within the threshold of collapse, "no" if outside, else "open"."""
+    _, low, high = interval(values)
+    if metric == "alignment":
+        return "yes" if low > THRESHOLDS[metric] else "no" if high < THRESHOLDS[metric] else "open"
+    return "yes" if high < THRESHOLDS[metric] else "no" if low > THRESHOLDS[metric] else "open"
+
+
+def draw(results, path):
+    """The three metrics of every cell and layer, as points with intervals on a logarithmic distance from collapse."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cells, layers = (list(dict.fromkeys(key[i] for key in results)) for i in (0, 1))
+    colours = dict(zip(layers, ("#0072B2", "#D55E00", "#CC79A7", "#009E73"), strict=False))
+    figure, grid = plt.subplots(1, 3, figsize=(14, 1.6 + 0.5 * len(cells)), sharey=True, layout="constrained")
+    for axes, (metric, name) in zip(grid, AC.items(), strict=True):
+        for (cell, layer), rows in results.items():
+            values = np.array([row[metric] for row in rows])
+            values = 1 - values if metric == "alignment" else values
+            mean, low, high = (max(x, 1e-6) for x in interval(values))
+            y = cells.index(cell) - 0.3 + 0.6 * (layers.index(layer) + 0.5) / len(layers)
+            axes.plot([low, high], [y, y], color=colours[layer], linewidth=4, alpha=0.4)
+            axes.plot(mean, y, "o", color=colours[layer], label=layer if cell == cells[0] else None)
+        bound = 1 - THRESHOLDS[metric] if metric == "alignment" else THRESHOLDS[metric]
+        axes.axvline(bound, color="grey", linestyle=":")
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{name}: " + ("1 - alignment" if metric == "alignment" else metric.replace("_", " ")))
+        axes.set_yticks(range(len(cells)), cells)
+        axes.grid(alpha=0.25)
+    grid[0].invert_yaxis()
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(layers), frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    for option, names, known in (("--cells", args.cells, CELLS), ("--layers", args.layers, LAYERS)):
+        if unknown := set(names) - set(known):
+            raise SystemExit(f"error: {option} {', '.join(sorted(unknown))}: unknown; choose from {', '.join(known)}")
+    if args.seeds < 2:
+        raise SystemExit(f"error: --seeds must be at least 2, got {args.seeds}")
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results, start = {}, time.perf_counter()
+    names = [*AC, "mean_weight_cosine", "null_alignment", "null_variability_quotient", "null_etf_error"]
+    lines = ["| cell | layer | " + " | ".join(f"{AC[m]}: {m.replace('_', ' ')}" for m in AC) + " | verdict AC1 / AC2 / AC3 "]
+    lines[0] += "| cosine of means and weights | null of AC1, AC2, AC3 | pi(a*) | greedy is optimal | visitation, min to max |"
+    lines += ["|" + "---|" * 11]
+    numbers = ["cell,layer,seed," + ",".join([*names, "probability", "optimal"])]
+    for cell in args.cells:
+        for layer in args.layers:
+            rows = results[cell, layer] = train(args, layer, **CELLS[cell])
+            cells = [cell, layer]
+            for metric in AC:
+                cells.append("{:.3g} [{:.3g}, {:.3g}]".format(*interval([row[metric] for row in rows])))
+            cells.append(" / ".join(judge(metric, [row[metric] for row in rows]) for metric in AC))
+            mean = {name: interval([row[name] for row in rows])[0] for name in rows[0]}
+            cells += [f"{mean['mean_weight_cosine']:.3f}", ", ".join(f"{mean[f'null_{metric}']:.2g}" for metric in AC)]
+            cells += [f"{mean['probability']:.4f}", f"{100 * mean['optimal']:.1f} %"]
+            cells += [f"{mean['min_visitation']:.2f} to {mean['max_visitation']:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+            print(f"{time.perf_counter() - start:6.0f} s  {lines[-1]}", flush=True)
+            for seed, row in enumerate(rows, start=1):
+                numbers.append(
+                    f'{cell},"{layer}",{seed},' + ",".join(f"{row[n]:.6g}" for n in [*names, "probability", "optimal"])
+                )
+    (args.out / "emergence.md").write_text("\n".join(lines) + "\n")
+    (args.out / "emergence.csv").write_text("\n".join(numbers) + "\n")
+    draw(results, args.out / "emergence.png")
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
