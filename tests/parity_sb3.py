@@ -39,8 +39,10 @@ class Comparison:
     sb3: dict
     """what they correspond to in Stable-Baselines3"""
     seeds: int
-    """seeds 1 to this"""
+    """how many"""
     anneal: bool = True
+    first: int = 1
+    """the first of the seeds"""
 
     @property
     def steps(self):
@@ -68,6 +70,12 @@ COMPARISONS = [
         anneal=False,
     ),
     Comparison(
+        *("PPO, plain value loss, fresh seeds", "ppo", "CartPole-v1", 390, 8, 32, 1e-3, ZOO_CARTPOLE),
+        PPO | {"n_epochs": 20, "batch_size": 256, "gamma": 0.98, "gae_lambda": 0.8, "ent_coef": 0.0},
+        seeds=40,
+        first=41,
+    ),
+    Comparison(
         *("PPO, defaults, plain value loss", "ppo", "CartPole-v1", 976, 4, 128, 2.5e-4, "--no-clip-vloss"),
         PPO | {"batch_size": 128, "ent_coef": 0.01},
         seeds=10,
@@ -88,7 +96,7 @@ COMPARISONS = [
 @dataclass
 class Args:
     seeds: int | None = None
-    """seeds 1 to this, in every comparison; default: the protocol's"""
+    """so many seeds in every comparison; default: the protocol's"""
     jobs: int = 2
     """runs at a time"""
     sb3: str = ""
@@ -179,7 +187,7 @@ def main():
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
             [
-                [pool.submit(curve, comparison, seed) for seed in range(1, (args.seeds or comparison.seeds) + 1)]
+                [pool.submit(curve, comparison, comparison.first + i) for i in range(args.seeds or comparison.seeds)]
                 for curve in (curve_ours, curve_sb3)
             ]
             for comparison in COMPARISONS
