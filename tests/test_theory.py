@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 
 import theory
 
@@ -145,3 +146,37 @@ def test_negative_weights_repel():
     h = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     (-(ETF[4] @ h).log_softmax(-1)[0]).backward()
     assert h.grad @ ETF[4][0] < 0
+
+
+def test_a_random_layer_is_nearly_an_etf_in_high_dimension():
+    """Cosines of centred random unit rows, K = 4: far from -1/3 at d = 4, near at d = 64, nearer at d = 4096."""
+    generator = torch.Generator().manual_seed(0)
+    deviations = []
+    for dim in (4, 64, 4096):
+        rows = torch.nn.functional.normalize(torch.randn(50, 4, dim, generator=generator, dtype=torch.float64), dim=-1)
+        deviations.append(np.mean([theory.max_angle_deviation(x - x.mean(0)) for x in rows]))
+    assert deviations[0] > 0.25 and deviations[1] < 0.1 and deviations[2] < 0.015
+
+
+def test_a_box_cannot_align():
+    """The largest w . h in the box [-1, 1]^d is reached at sign(w), at a cosine of about sqrt(2/pi)."""
+    w = theory.simplex_etf(4, 4096, torch.Generator().manual_seed(0)).double()
+    cosines = (w.sign() * w).sum(1) / w.sign().norm(dim=1)
+    assert cosines.numpy() == pytest.approx([math.sqrt(2 / math.pi)] * 4, abs=0.02)
+
+
+def test_relu_features_cannot_express_every_action():
+    """With h >= 0 and d = K - 1 some orientations of the ETF have an action that is greedy nowhere; with d = 64 none has."""
+
+    def expressible(weight, action):
+        others = np.delete(weight, action, axis=0) - weight[action]  # (w_b - w_a) . h <= -t, maximise t, h >= 0, sum h = 1
+        k, d = weight.shape
+        bounds = np.hstack([others, np.ones((k - 1, 1))])
+        result = linprog([0] * d + [-1], bounds, np.zeros(k - 1), [[1] * d + [0]], [1], [(0, None)] * d + [(None, None)])
+        return -result.fun > 1e-9
+
+    missing = {}
+    for dim in (3, 64):
+        layers = [theory.simplex_etf(4, dim, torch.Generator().manual_seed(seed)).double().numpy() for seed in range(30)]
+        missing[dim] = sum(not all(expressible(weight, action) for action in range(4)) for weight in layers)
+    assert missing[3] > 3 and missing[64] == 0
