@@ -15,6 +15,7 @@ import importlib
 import json
 import math
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -58,7 +59,9 @@ def load(args):
     """
     path = args.run / "model.pt" if args.run.is_dir() else args.run
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         fail(f"{path} does not exist; train with --save-model")
     except Exception as error:  # truncated, foreign, or with code in it

@@ -1,0 +1,144 @@
+"""emergence.py: its environment against values known by hand, and collapse where theory says that it must come about."""
+
+import ast
+import math
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from helpers import ROOT, train
+
+import emergence
+
+GAMMA = 0.9
+
+
+def solve(**kwargs):
+    env = emergence.IdealCliffWalking(**kwargs)
+    q = emergence.optimal_values(*emergence.transition_tables(env.P, GAMMA))
+    return env, q, *emergence.optimal_actions(q)
+
+
+def test_copies_are_copies():
+    """What the file shares with the scripts is theirs, word for word."""
+    sources = []
+    for name in ("emergence.py", "ppo_acpg.py"):
+        text = (ROOT / name).read_text()
+        nodes = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+        sources.append({node.name: ast.get_source_segment(text, node) for node in nodes})
+    for name in ("simplex_etf", "frame_geometry", "collapse_metrics"):
+        assert sources[0][name] == sources[1][name]
+
+
+def test_the_environment_is_ideal():
+    """Every action is the only optimal one in equally many states; the value is gamma per step from the exit."""
+    env, q, labels, unique = solve(length=3)
+    assert env.terminal == 12 and unique[:12].all()
+    assert np.bincount(labels[:12]).tolist() == [3, 3, 3, 3]
+    assert q[:3].max(1) == pytest.approx([GAMMA**2, GAMMA, 1.0])
+    # the middle cell of the first pier: up to the last cell, right and left into the sea, down to the first cell
+    assert q[1] == pytest.approx([GAMMA, -1.0, GAMMA * GAMMA**2, -1.0])
+    check_env(gym.make("IdealCliffWalking-v0").unwrapped, skip_render_check=True)
+
+
+def test_starts_are_uniform():
+    env = emergence.IdealCliffWalking()
+    counts = np.bincount([env.reset(seed=seed)[0] for seed in range(3200)], minlength=16)
+    assert len(counts) == 16 and counts.min() > 140 and counts.max() < 260
+
+
+def test_variants():
+    """Unequal piers are unbalanced; corners are tied; falling inward makes all gaps equal."""
+    _, _, labels, unique = solve(lengths=(5, 1, 1, 1))
+    assert np.bincount(labels[:8]).tolist() == [5, 1, 1, 1]
+    env, q, _, unique = solve(corners=True)
+    assert env.terminal == 20 and unique[:16].all() and not unique[16:20].any()
+    assert q[16].tolist() == [1, 1, -1, -1]
+    _, q, _, _ = solve(inward="falls")
+    assert (np.sort(q[:16])[:, :3] == -1).all()
+
+
+def test_steps_follow_the_table():
+    env = emergence.IdealCliffWalking(length=2)
+    env.reset(seed=0)
+    for state, action, expected in (
+        (0, 0, (1, 0.0, False)),
+        (1, 0, (8, 1.0, True)),
+        (0, 2, (0, 0.0, False)),
+        (3, 0, (8, -1.0, True)),
+    ):
+        env.state = state
+        assert env.step(action)[:3] == expected
+
+
+def quick(cell, layer, steps=1500, seeds=2):
+    args = emergence.Args(seeds=seeds, steps=steps, learning_rate=1e-2, scale=5.0)
+    return emergence.train(args, layer, **emergence.CELLS[cell])
+
+
+@pytest.mark.parametrize("cell", ["imitation", "equal gaps"])
+def test_collapse_where_theory_promises_it(cell):
+    """Imitation, and the policy gradient with equal gaps: all three with the ETF, none under permuted labels."""
+    for row in quick(cell, "etf"):
+        assert row["alignment"] > 0.99 and row["variability_quotient"] < 0.01 and row["etf_error"] < 0.05
+        assert row["mean_weight_cosine"] > 0.99 and row["optimal"] == 1
+        assert row["null_alignment"] < 0.9 and row["null_variability_quotient"] > 0.1
+
+
+def test_no_exact_collapse_with_unequal_gaps():
+    """The ideal environment under the true policy gradient, whose optimum at a finite scale is off the frame."""
+    rows = quick("ideal", "etf")
+    assert all(row["optimal"] == 1 and row["etf_error"] > 0.05 for row in rows)
+
+
+def test_the_gradient_is_the_one_of_the_return():
+    """With states drawn by their discounted visitation the loss has the policy gradient (theorem of Sutton et al. 2000)."""
+    env = emergence.IdealCliffWalking(length=2)
+    moves, rewards = (torch.tensor(x) for x in emergence.transition_tables(env.P, GAMMA))
+    moves, rewards = moves[:8, :, :8], rewards[:8]
+    logits = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    eye, start = torch.eye(8, dtype=torch.float64), torch.full((8,), 1 / 8, dtype=torch.float64)
+
+    def terms(pi):
+        flow = torch.einsum("sa,sat->st", pi, moves)
+        value = torch.linalg.solve(eye - flow, (pi * rewards).sum(-1))
+        return flow, value
+
+    pi = logits.softmax(-1)
+    (truth,) = torch.autograd.grad(start @ terms(pi)[1], logits, retain_graph=True)
+    with torch.no_grad():
+        flow, value = terms(pi)
+        advantage = rewards + torch.einsum("sat,t->sa", moves, value) - value[:, None]
+        rho = torch.linalg.solve((eye - flow).T, start)
+    (surrogate,) = torch.autograd.grad((rho[:, None] * pi * advantage).sum(), logits)
+    torch.testing.assert_close(surrogate, truth)
+
+
+def test_verdicts():
+    assert emergence.judge("alignment", [0.999, 0.998, 0.9985]) == "yes"
+    assert emergence.judge("alignment", [0.9, 0.91, 0.92]) == "no"
+    assert emergence.judge("etf_error", [0.01, 0.02, 0.015]) == "yes"
+    assert emergence.judge("etf_error", [0.01, 0.2, 0.1]) == "open"
+    assert emergence.judge("etf_error", [0.3, 0.2, 0.25]) == "no"
+    mean, low, high = emergence.interval([1.0, 2.0, 3.0, math.nan])
+    assert mean == 2 and low < 1 and high > 3
+
+
+def test_command(tmp_path):
+    command = [sys.executable, str(ROOT / "emergence.py"), "--out", str(tmp_path / "out"), "--seeds", "2", "--steps", "20"]
+    result = subprocess.run([*command, "--cells", "ideal", "--layers", "etf"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "| ideal | etf |" in (tmp_path / "out" / "emergence.md").read_text()
+    assert len((tmp_path / "out" / "emergence.csv").read_text().splitlines()) == 3
+    result = subprocess.run([*command, "--cells", "nonsense"], capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.startswith("error: --cells nonsense") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["ppo_acpg", "reinforce_baseline"])
+def test_scripts_train_on_it(script, tmp_path):
+    agent = train(script, "emergence:IdealCliffWalking-v0", tmp_path / "run", "--total-timesteps", 2048).agent
+    assert agent.logits(torch.arange(16)).shape == (16, 4)

@@ -1,0 +1,130 @@
+"""evaluate.py: what it measures on cases that are known, and the files it has to refuse."""
+
+import contextlib
+import io
+import json
+import pickle
+import runpy
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, SCRIPTS, snapshot, tiny, train
+
+import evaluate
+
+
+def run(*argv):
+    """(exit status or message, stdout) of `python evaluate.py ...`."""
+    stdout, old, status = io.StringIO(), sys.argv, 0
+    with contextlib.redirect_stdout(stdout):
+        sys.argv = ["evaluate.py", *map(str, argv)]
+        try:
+            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+        except SystemExit as error:
+            status = error.code
+        finally:
+            sys.argv = old
+    return status, stdout.getvalue()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script(script, tmp_path):
+    """Returns with intervals, all metrics beside their null, a picture, and the same again the second time."""
+    train(script, "CartPole-v1", tmp_path, "--total-timesteps", 4096, "--save-model")
+    status, stdout = run(tmp_path, "--episodes", 3, "--num-states", 50)
+    assert status == 0, status
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    for name in ("greedy", "sampled"):
+        returns = result[name]["returns"]
+        assert len(returns) == 3 and result[name]["low"] <= np.mean(returns) == result[name]["mean"] <= result[name]["high"]
+        assert all(value == int(value) and 8 <= value <= 500 for value in returns)
+    assert "greedy" in result["labels"] and result["agreement"] == 1 and 2 <= result["states"] <= 50
+    assert set(result["collapse"]) == set(result["collapse_null"]) and "etf_error" in stdout
+    assert (tmp_path / "collapse.png").exists() or result["collapse"]["classes_present"] < 2
+    again = (tmp_path / "evaluation.json").read_bytes()
+    run(tmp_path, "--episodes", 3, "--num-states", 50)
+    assert (tmp_path / "evaluation.json").read_bytes() == again
+
+
+def test_greedy_play_of_a_known_policy():
+    """On the bandit, an agent that always answers right gets 1 every time, one that is uniform a sixth of them."""
+
+    class Right:
+        def logits(self, obs):
+            context = obs.argmax(-1)
+            return 50.0 * torch.nn.functional.one_hot((5 * context + 2) % 6, 6).float()
+
+    class Uniform:
+        def logits(self, obs):
+            return torch.zeros(len(obs), 6)
+
+    env = gym.make("probe_envs:Bandit-v0")
+    assert (evaluate.play(Right(), env, 20, 0, greedy=True)[0] == evaluate.play(Right(), env, 20, 0, greedy=False)[0]).all()
+    best = evaluate.play(Right(), env, 200, 0, greedy=True)[0].mean()
+    assert evaluate.play(Uniform(), env, 200, 0, greedy=False)[0].mean() < 0.5 * best
+
+
+def test_optimal_labels_of_cliff_walking(tmp_path):
+    """Up from the start, right along the cliff, down into the goal; ties and unreachable states are left out."""
+    flags = ("--max-episode-steps", 50, "--total-timesteps", 512, "--save-model", "--diagnostics-interval", 0)
+    agent = train("ppo_baseline", "CliffWalking-v1", tmp_path, *flags)
+    env = gym.make("CliffWalking-v1")
+    args = evaluate.Args(run=tmp_path)
+    states, labels, kind = evaluate.labelled_states(args, agent.agent, {"gamma": 0.99, "env_id": "CliffWalking-v1"}, env)
+    found = dict(zip(states.astype(int).tolist(), labels.tolist(), strict=True))
+    assert found[36] == 0 and found[35] == 2  # from the start up, above the goal down
+    assert all(found[24 + column] == 1 for column in range(11))  # the row above the cliff
+    assert 0 not in found  # the upper left corner: right and down are equally good
+    assert not set(found) & set(range(37, 48)) and "tied" in kind
+    status, stdout = run(tmp_path, "--episodes", 2)
+    assert status == 0 and "optimal" in stdout
+
+
+def test_states_can_be_given(tmp_path):
+    train("ppo_acpg", "CartPole-v1", tmp_path, *tiny("ppo_acpg"), "--save-model")
+    np.save(tmp_path / "states.npy", np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32).repeat(2, axis=0))
+    status, _ = run(tmp_path, "--episodes", 2, "--states", tmp_path / "states.npy", "--out", tmp_path / "out")
+    assert status == 0 and json.loads((tmp_path / "out" / "evaluation.json").read_text())["states"] == 30  # repeated ones once
+    np.save(tmp_path / "wrong.npy", np.zeros((3, 5)))
+    for bad in ("wrong.npy", "absent.npy"):
+        status, _ = run(tmp_path, "--episodes", 2, "--states", tmp_path / bad, "--out", tmp_path / "out")
+        assert str(status).startswith("error: --states") and "\n" not in status
+
+
+def test_video(tmp_path):
+    train("ppo_acpg", "CartPole-v1", tmp_path, *tiny("ppo_acpg"), "--save-model")
+    assert run(tmp_path, "--episodes", 2, "--video")[0] == 0
+    assert list((tmp_path / "videos").glob("evaluation*.mp4"))
+
+
+class Malicious:
+    def __reduce__(self):
+        return (Path.touch, (Path("owned"),))
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, monkeypatch):
+    """One line, and nothing is run or written."""
+    monkeypatch.chdir(tmp_path)
+    train("ppo_acpg", "CartPole-v1", tmp_path / "run", *tiny("ppo_acpg"), "--save-model")
+    good = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
+    files = {"text": b"not a checkpoint", "empty": b"", "truncated": (tmp_path / "run" / "model.pt").read_bytes()[:2000]}
+    files["pickle"] = pickle.dumps(Malicious())
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save({"agent": Malicious(), "args": good["args"]}, tmp_path / "code")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign")
+    torch.save([1, 2], tmp_path / "list")
+    state = {name: torch.full_like(tensor, float("nan")) for name, tensor in good["agent"].items()}
+    torch.save(good | {"agent": state}, tmp_path / "nan")
+    torch.save(good | {"args": good["args"] | {"env_id": "Acrobot-v1"}}, tmp_path / "other")
+    torch.save(good | {"args": good["args"] | {"env_id": "probe_envs:Bandit-v0"}}, tmp_path / "module")
+    torch.save(good | {"args": good["args"] | {"env_id": "Nonsense-v9"}}, tmp_path / "unknown")
+    before = snapshot(tmp_path)
+    for name in (*files, "code", "foreign", "list", "nan", "other", "module", "unknown", "absent"):
+        status, stdout = run(tmp_path / name)
+        assert isinstance(status, str) and status.startswith("error: ") and "\n" not in status and not stdout, (name, status)
+    assert snapshot(tmp_path) == before
