@@ -35,6 +35,7 @@ CARTPOLE = "--env-id CartPole-v1 --total-timesteps 500000"
 ARMS = [("baseline", "baseline"), ("ACPG", "acpg")]
 # the best of the tuning tables: for LunarLander-v3, by algorithm and arm
 BEST = {"ppo_baseline": "2e-3", "ppo_acpg": "2e-3", "a2c_baseline": "7e-4", "a2c_acpg": "7e-4"}
+BEST |= {"reinforce_baseline": "1e-2", "reinforce_acpg": "1e-2"}
 A2C_RATES = ("3e-4", "7e-4", "2e-3")
 REINFORCE_RATES = ("2e-3", "5e-3", "1e-2")
 ESTIMATORS = [
