@@ -84,7 +84,8 @@ def run_script(script, env_id, run_dir=None, *more, terminal=False):
     whether stderr claims to be one.
     """
     stdout, stderr, namespace, argv = io.StringIO(), Terminal() if terminal else io.StringIO(), {}, sys.argv
-    status, handler = 0, signal.getsignal(signal.SIGINT)
+    status, handler = 0, signal.signal(signal.SIGINT, signal.default_int_handler)
+    # (a shell starts what it puts into the background with Ctrl-C ignored)
 
     def show(message, category, filename, lineno, file=None, line=None):
         print(warnings.formatwarning(message, category, filename, lineno, line), file=stderr, end="")
