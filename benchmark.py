@@ -42,7 +42,6 @@ SUITE = {
     "Taxi-v4": (500_000, ""),
 }
 DEFAULT_ENVS = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3", "FrozenLake-v1")
-SETUP = ("run_dir", "seed", "exp_name")  # arguments in which the runs of one arm differ
 
 
 @dataclass

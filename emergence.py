@@ -42,7 +42,7 @@ LAYERS = {"learned": 64, "etf": 64, "random": 64, "random, d = 4": 4}  # and the
 # What counts as collapse. The null (permuted labels) reads about .2 to .5, several units, and .3 to .8 on these.
 THRESHOLDS = {"alignment": 0.99, "variability_quotient": 0.01, "etf_error": 0.05}
 AC = {"alignment": "AC1", "variability_quotient": "AC2", "etf_error": "AC3"}
-STEP, ENTRY, FALL, EXIT = 0.0, 0.0, -1.0, 1.0  # rewards
+STEP, FALL, EXIT = 0.0, -1.0, 1.0  # rewards
 
 
 @dataclass
