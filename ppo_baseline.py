@@ -157,7 +157,8 @@ def make_env(args, index, video_dir=None):
     def thunk():
         record = video_dir is not None and index == 0
         kwargs = json.loads(args.env_kwargs) | ({"render_mode": "rgb_array"} if record else {})
-        env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **kwargs)
+        unchecked = index > 0  # gymnasium's checks of the first steps slow down all that follow; one environment has them
+        env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, disable_env_checker=unchecked, **kwargs)
         return gym.wrappers.RecordVideo(env, str(video_dir)) if record else env
 
     return thunk
@@ -272,18 +273,16 @@ def flatten_parameters(module):
 def compute_gae(values, next_values, rewards, terminations, truncations, gamma, gae_lambda):
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16) over rollouts in which episodes may end.
 
-    All tensors are (num_steps, num_envs) and speak of the same step t: `values` is V(s_t), `next_values` V of the state
+    All arrays are (num_steps, num_envs) and speak of the same step t: `values` is V(s_t), `next_values` V of the state
     that the step led to (where the episode was truncated, its own last state and not the reset that follows), `rewards`
     what the step paid, `terminations` and `truncations` 1 where the step ended the episode. Termination makes the next
     state worth zero; either cuts the chain. Returns (advantages, returns), the returns being the targets for V(s_t).
     """
     deltas = rewards + gamma * next_values * (1.0 - terminations) - values
-    decays = gamma * gae_lambda * (1.0 - torch.max(terminations, truncations))
-    advantages, advantage = [], torch.zeros_like(deltas[0])
-    for delta, decay in zip(deltas.flip(0).unbind(), decays.flip(0).unbind(), strict=True):
-        advantage = torch.addcmul(delta, decay, advantage)  # delta + decay * advantage
-        advantages.append(advantage)
-    advantages = torch.stack(advantages[::-1])
+    decays = gamma * gae_lambda * (1.0 - np.maximum(terminations, truncations))
+    advantages, advantage = np.zeros_like(deltas), 0.0
+    for t in reversed(range(len(deltas))):
+        advantages[t] = advantage = deltas[t] + decays[t] * advantage
     return advantages, advantages + values
 
 
@@ -599,7 +598,7 @@ if __name__ == "__main__":
 
         # Storage of one rollout, on the host: environments live there, and one transfer per rollout is cheaper than many.
         num_actions, action_start = int(action_space.n), int(action_space.start)
-        obs = np.zeros((args.num_steps, *next_obs.shape), dtype=np.float32)
+        obs = np.zeros((args.num_steps + 1, *next_obs.shape), dtype=np.float32)  # the last is where the rollout led
         actions = np.zeros((args.num_steps, args.num_envs), dtype=np.int64)
         logits = np.zeros((args.num_steps, args.num_envs, num_actions), dtype=np.float32)
         rewards, terminations, truncations = np.zeros((3, args.num_steps, args.num_envs), dtype=np.float32)
@@ -632,18 +631,20 @@ if __name__ == "__main__":
             global_step = iteration * args.batch_size
 
             # Values and log-probabilities of the whole rollout at once, by the network that acted
+            obs[-1] = next_obs
             with torch.no_grad():
                 b_obs, b_actions, b_logits = (torch.as_tensor(x, device=device).flatten(0, 1) for x in (obs, actions, logits))
                 b_logprobs = b_logits.log_softmax(-1).gather(1, b_actions.unsqueeze(1)).squeeze(1)
-                values = agent.value(b_obs).view(args.num_steps, args.num_envs)
-                last_value = agent.value(torch.as_tensor(next_obs, dtype=torch.float32, device=device))
-                next_values = torch.cat([values[1:], last_value.unsqueeze(0)])
+                values = agent.value(b_obs).view(-1, args.num_envs).cpu().numpy()
+                b_obs, values, next_values = b_obs[: args.batch_size], values[:-1], values[1:].copy()
                 if final_obs:  # where an episode was truncated, the next state is its own last one
                     final_obs = torch.as_tensor(np.stack(final_obs), dtype=torch.float32, device=device)
-                    next_values[tuple(np.transpose(final_at))] = agent.value(final_obs)
-                signals = [torch.as_tensor(signal, device=device) for signal in (rewards, terminations, truncations)]
-                advantages, returns = compute_gae(values, next_values, *signals, args.gamma, args.gae_lambda)
-            b_advantages, b_returns, b_values = advantages.flatten(), returns.flatten(), values.flatten()
+                    next_values[tuple(np.transpose(final_at))] = agent.value(final_obs).cpu().numpy()
+            ends = (terminations, truncations)
+            advantages, returns = compute_gae(values, next_values, rewards, *ends, args.gamma, args.gae_lambda)
+            b_advantages, b_returns, b_values = (
+                torch.as_tensor(x, device=device).flatten() for x in (advantages, returns, values)
+            )
             batch = (b_obs, b_actions, b_logprobs, b_advantages, b_returns, b_values)
 
             # Measured before the update: collapse/* at a step describes the network trained for so many steps
@@ -671,7 +672,7 @@ if __name__ == "__main__":
                     break
 
             value_loss, policy_loss, entropy = torch.stack(losses).mean(0).tolist()
-            if not (math.isfinite(value_loss + policy_loss + entropy) and parameters.isfinite().all()):
+            if not math.isfinite(value_loss + policy_loss + entropy + parameters.detach().sum().item()):
                 parameters.data.copy_(previous)
                 run.save()
                 sys.exit(

@@ -177,16 +177,23 @@ def advantages_by_hand(agent, calls, gamma, gae_lambda):
 
 
 def record_gradients(monkeypatch):
-    """A list that grows by the gradient, one vector, of each optimiser step; probe_envs.CALLS notes the step, too."""
-    gradients = []
-    for optimizer in (torch.optim.Adam, torch.optim.RMSprop):
+    """A list that grows by the gradient, one vector, of each update; probe_envs.CALLS notes the update, too."""
+    gradients, adam, addcdiv = [], torch.optim.Adam.step, torch.Tensor.addcdiv_
 
-        def step(self, closure=None, original=optimizer.step):
-            parameters, *more = self.param_groups[0]["params"]
-            assert not more, "more than one vector"
-            gradients.append(parameters.grad.clone())
-            probe_envs.CALLS.append(probe_envs.Call(None, "update", None))
-            return original(self, closure)
+    def record(gradient):
+        gradients.append(gradient.clone())
+        probe_envs.CALLS.append(probe_envs.Call(None, "update", None))
 
-        monkeypatch.setattr(optimizer, "step", step)
+    def step(self, closure=None):
+        parameters, *more = self.param_groups[0]["params"]
+        assert not more, "more than one vector"
+        record(parameters.grad)
+        return adam(self, closure)
+
+    def divide(self, gradient, *args, **kwargs):  # the last of A2C's RMSprop
+        record(gradient)
+        return addcdiv(self, gradient, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    monkeypatch.setattr(torch.Tensor, "addcdiv_", divide)
     return gradients

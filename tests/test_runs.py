@@ -188,7 +188,7 @@ def test_every_step_is_a_real_one(script, tmp_path):
     assert int(read_progress(tmp_path / "run")[-1]["global_step"]) == total
     for i, each in enumerate(calls):
         last = each[-steps:]
-        np.testing.assert_array_equal(np.asarray(result.obs)[:, i], np.stack([call.obs for call in last]))
+        np.testing.assert_array_equal(np.asarray(result.obs)[:steps, i], np.stack([call.obs for call in last]))
         np.testing.assert_array_equal(np.asarray(result.actions)[:, i], [call.action for call in last])
         np.testing.assert_array_equal(np.asarray(result.rewards)[:, i], [call.reward for call in last])
 
@@ -536,7 +536,7 @@ def test_no_checkpoint_unless_asked(script, tmp_path):
 @fixed_layer
 @pytest.mark.parametrize("layer", ["etf", "random"])
 def test_fixed_layer_is_never_trained(script, layer, tmp_path):
-    """The layer is a buffer that training and saving leave alone, bit for bit, and the optimiser never sees."""
+    """The layer is a buffer that training and saving leave alone, bit for bit, and the optimised vector does not hold."""
     flags = ("--learning-rate", 1e-2, "--action-layer", layer, "--save-model")
     result = train(script, "Bandit", tmp_path / "run", *tiny(script, updates=16), *flags)
     spaces = result.agent.observation_space, gym.make("probe_envs:Bandit-v0").action_space
@@ -551,9 +551,10 @@ def test_fixed_layer_is_never_trained(script, layer, tmp_path):
     assert torch.equal(buffer, saved[name])
     torch.testing.assert_close(buffer.norm(dim=1), torch.ones(6))
     assert name not in dict(result.agent.named_parameters())
-    optimised = [tensor for group in result.optimizer.param_groups for tensor in group["params"]]
-    assert sum(tensor.numel() for tensor in optimised) == sum(tensor.numel() for tensor in result.agent.parameters())
-    assert all(tensor.untyped_storage().data_ptr() != buffer.untyped_storage().data_ptr() for tensor in optimised)
+    if algorithm(script) != "a2c":  # whose RMSprop is written out
+        assert [id(tensor) for group in result.optimizer.param_groups for tensor in group["params"]] == [id(result.parameters)]
+    assert result.parameters.numel() == sum(tensor.numel() for tensor in result.agent.parameters())
+    assert result.parameters.untyped_storage().data_ptr() != buffer.untyped_storage().data_ptr()
     trained = [key for key in frozen.state_dict() if not torch.equal(frozen.state_dict()[key], saved[key])]
     assert len(trained) == len(saved) - 1  # all the rest did move
 
