@@ -89,7 +89,7 @@ class Job:
         """run.json of the finished run with these settings and this script, or None."""
         try:
             record = json.loads((self.path / "run.json").read_text())
-            same = record["status"] == "finished" and record["argv"] == self.command[2:]
+            same = record["status"] == "finished" and record["argv"][:-2] == list(self.flags)  # then --run-dir, which may move
             return record if same and record["script_sha256"] == digest(self.script) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None

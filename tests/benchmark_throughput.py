@@ -1,19 +1,20 @@
 """Training throughput against Stable-Baselines3, in alternation on one thread.
 
     pip install stable-baselines3==2.9.2
-    python tests/benchmark_throughput.py --pairs 5
+    python tests/benchmark_throughput.py
     python tests/benchmark_throughput.py --algorithm a2c
-    python tests/benchmark_throughput.py --pairs 5 --extra=--compile --total-timesteps 409600 --warmup 204800
-    python tests/benchmark_throughput.py --pairs 5 --diagnostics     # what the collapse metrics cost
+    python tests/benchmark_throughput.py --extra=--compile --warmup 102400
+    python tests/benchmark_throughput.py --diagnostics     # what the collapse metrics cost
 
-Each round runs the scripts and Stable-Baselines3 one after the other as processes of their own, at the same
-hyperparameters (the scripts' defaults, see docs/parity.md for the mapping), with our diagnostics and logging on and
-Stable-Baselines3's logging off. Steps per second count from the end of the warm-up to the end of training. Ratios are
-taken within a round, since the speed of a machine drifts.
+Each round starts the two scripts and Stable-Baselines3 at the same hyperparameters (the scripts' defaults, see
+docs/parity.md for the mapping), with our diagnostics and logging on and Stable-Baselines3's logging off. From the end of
+the warm-up on they take turns of .2 s, the others being stopped (SIGSTOP), until the first has finished; steps per second
+are of CPU time. A machine whose speed drifts within seconds so drifts for all of them: where runs one after the other gave
+ratios from 1.6 to 2.9 within one hour, these agree within a few per cent.
 """
 
-import csv
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,7 @@ class Args:
     """which pair of scripts; for reinforce, which Stable-Baselines3 lacks, their speed alone"""
     pairs: int = 5
     """rounds"""
-    total_timesteps: int = 102400
+    total_timesteps: int = 204800
     """steps of each run, warm-up included"""
     warmup: int = 10240
     """steps not counted"""
@@ -44,8 +45,8 @@ class Args:
     """further flags for the scripts, such as --extra=--compile"""
     diagnostics: bool = False
     """measure the cost of the collapse metrics instead: at every log entry against never, scaled to the default interval"""
-    sb3: bool = False
-    """(internal) run Stable-Baselines3 once and print its steps per second"""
+    sb3: str = ""
+    """(internal) run Stable-Baselines3 once and note its steps in this file"""
 
 
 def measure_sb3(args):
@@ -54,13 +55,12 @@ def measure_sb3(args):
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
-    class Clock(BaseCallback):
+    class Progress(BaseCallback):
         def _on_step(self):
             return True
 
         def _on_rollout_start(self):
-            if self.num_timesteps >= args.warmup and not hasattr(self, "start"):
-                self.start, self.start_step = time.perf_counter(), self.num_timesteps
+            Path(args.sb3).write_text(str(self.num_timesteps))
 
     torch.set_num_threads(1)
     env_kwargs = {"render_mode": None}
@@ -81,23 +81,63 @@ def measure_sb3(args):
             seed=1,
             device="cpu",
         )
-    clock = Clock()
-    model.learn(args.total_timesteps, callback=clock)
-    print((model.num_timesteps - clock.start_step) / (time.perf_counter() - clock.start))
+    model.learn(args.total_timesteps, callback=Progress())
 
 
-def measure_script(script, args, folder, *extra):
-    command = [sys.executable, str(ROOT / script), "--env-id", args.env_id, "--run-dir", str(folder / script)]
-    command += ["--total-timesteps", str(args.total_timesteps), *args.extra.split(), *extra]
-    subprocess.run(command, check=True, capture_output=True, env=environment())
-    with open(folder / script / "progress.csv") as file:
-        rows = [(int(row["global_step"]), float(row["charts/SPS"])) for row in csv.DictReader(file) if row["charts/SPS"]]
-    (first, first_sps), (last, last_sps) = next(row for row in rows if row[0] >= args.warmup), rows[-1]
-    return (last - first) / (last / last_sps - first / first_sps)
+def script_command(script, args, folder, *extra):
+    command = [sys.executable, str(ROOT / script), "--env-id", args.env_id, "--run-dir", str(folder)]
+    return [*command, "--total-timesteps", str(args.total_timesteps), *args.extra.split(), *extra]
 
 
-def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def sb3_command(args, file):
+    command = [sys.executable, __file__, "--sb3", str(file), "--algorithm", args.algorithm, "--env-id", args.env_id]
+    return [*command, "--total-timesteps", str(args.total_timesteps)]
+
+
+def steps_so_far(path):
+    """Global step of a run, from its folder, or of Stable-Baselines3, from its file."""
+    try:
+        if path.is_dir():
+            last = (path / "progress.csv").read_text().rstrip().rpartition("\n")[2]
+            return int(last.partition(",")[0])
+        return int(path.read_text() or 0)
+    except (OSError, ValueError):  # not there yet, or the header only
+        return 0
+
+
+def cpu_seconds(process):
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def race(programs, args):
+    """Steps per CPU second of each of `programs`, {path: command}, while they take turns."""
+    options = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    processes = []
+    try:
+        for command in programs.values():
+            processes.append(subprocess.Popen(command, **options))
+            processes[-1].send_signal(signal.SIGSTOP)
+        first, last = {}, {}
+        while True:
+            late = [path for path in programs if path not in first]
+            for path, process in zip(programs, processes, strict=True):
+                if late and path not in late:
+                    continue
+                process.send_signal(signal.SIGCONT)
+                time.sleep(0.2)
+                if process.poll() is not None:
+                    if process.returncode or late:
+                        sys.exit(f"error: {programs[path]} ended with status {process.returncode} before its time")
+                    return [(last[p][0] - first[p][0]) / (last[p][1] - first[p][1]) for p in programs]
+                process.send_signal(signal.SIGSTOP)
+                last[path] = (steps_so_far(path), cpu_seconds(process))
+                if path in late and last[path][0] >= args.warmup:
+                    first[path] = last[path]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def measure_diagnostics(script, args):
@@ -106,8 +146,9 @@ def measure_diagnostics(script, args):
     often_enough = 25 if args.algorithm == "a2c" else 1
     for _ in range(args.pairs):
         with tempfile.TemporaryDirectory() as folder:
-            often, never = (
-                measure_script(script, args, Path(folder), "--diagnostics-interval", str(i)) for i in (often_enough, 0)
+            paths = {i: Path(folder) / str(i) for i in (often_enough, 0)}
+            often, never = race(
+                {path: script_command(script, args, path, "--diagnostics-interval", str(i)) for i, path in paths.items()}, args
             )
         shares.append((never / often - 1) * often_enough / interval)
     print(
@@ -129,11 +170,11 @@ def main():
     print("round  " + "  ".join(f"{name:>16}" for name in programs), flush=True)
     for i in range(args.pairs):
         with tempfile.TemporaryDirectory() as folder:
-            speeds = [measure_script(script, args, Path(folder)) for script in scripts]
-        if "SB3" in programs:
-            command = [sys.executable, __file__, "--sb3", "--total-timesteps", str(args.total_timesteps)]
-            command += ["--warmup", str(args.warmup), "--env-id", args.env_id, "--algorithm", args.algorithm]
-            speeds.append(float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment()).stdout))
+            paths = {name: Path(folder) / name for name in programs}
+            commands = {paths[script]: script_command(script, args, paths[script]) for script in scripts}
+            if "SB3" in paths:
+                commands[paths["SB3"]] = sb3_command(args, paths["SB3"])
+            speeds = race(commands, args)
         rounds.append(speeds)
         print(f"{i + 1:5d}  " + "  ".join(f"{speed:12,.0f} SPS" for speed in speeds), flush=True)
     for j, script in enumerate(scripts):
