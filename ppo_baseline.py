@@ -258,8 +258,8 @@ class Agent(nn.Module):
 def flatten_parameters(module):
     """Move all parameters of `module` into one vector, and their gradients into another, keeping the module's own as views.
 
-    Returns the vector, to be optimised in the parameters' stead: clipping, Adam and the snapshot then cost a few
-    kernels each instead of a few per tensor.
+    Returns the vector, to be optimised in the parameters' stead: clipping, the optimiser and the snapshot then cost a few
+    kernels each instead of a few per tensor. The module must be on its device already.
     """
     parameters = list(module.parameters())
     flat = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach().clone())
@@ -267,6 +267,8 @@ def flatten_parameters(module):
     sizes = [parameter.numel() for parameter in parameters]
     for parameter, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
         parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
+    for part in module.modules():  # so that attributes are found at once, without nn.Module's slow __getattr__
+        vars(part).update(part._parameters | part._modules | part._buffers)
     return flat
 
 
@@ -614,9 +616,9 @@ if __name__ == "__main__":
             with torch.inference_mode():
                 for step in range(args.num_steps):
                     obs[step] = next_obs
-                    logits[step] = agent.logits(torch.as_tensor(next_obs, dtype=torch.float32, device=device)).cpu().numpy()
+                    logits[step] = agent.logits(torch.from_numpy(obs[step]).to(device)).cpu().numpy()
                     actions[step] = action = (logits[step] + noise[step]).argmax(-1)
-                    next_obs, reward, termination, truncation, infos = envs.step((action + action_start).tolist())
+                    next_obs, reward, termination, truncation, infos = envs.step(action + action_start)
                     rewards[step], terminations[step], truncations[step] = reward, termination, truncation
                     episode_return += reward
                     episode_length += 1
