@@ -630,8 +630,7 @@ if __name__ == "__main__":
             parameters.grad.zero_()
             loss, parts = a2c_loss(args, agent.logits(b_obs), b_values, b_actions, b_advantages, b_returns)
             loss.backward()
-            # what nn.utils.clip_grad_norm_ does, in a third of its time
-            parameters.grad.mul_((args.max_grad_norm / (parameters.grad.norm() + 1e-6)).clamp(max=1.0))
+            parameters.grad[None].renorm_(2, 0, args.max_grad_norm)  # nn.utils.clip_grad_norm_ in one kernel
             # torch.optim.RMSprop(alpha=0.99, eps=1e-5) without its bookkeeping, a tenth of the time of training
             square_avg.mul_(0.99).addcmul_(parameters.grad, parameters.grad, value=1 - 0.99)
             parameters.data.addcdiv_(parameters.grad, square_avg.sqrt().add_(1e-5), value=-learning_rate)
