@@ -1,0 +1,92 @@
+"""Have trained policies collapsed where the optimal actions are known? PPO on gymnasium's tabular environments.
+
+    python tabular.py                                  # ten seeds, to results/tabular and results/emergence
+    python tabular.py --envs FrozenLake-v1 --seeds 2 --total-timesteps 20000 --out runs/tabular --tables runs/tabular
+
+Trains `ppo_baseline.py` and `ppo_acpg.py` through benchmark.py (resumable), has `evaluate.py` measure every checkpoint on
+all reachable states, labelled by their optimal actions from the transition table, and writes tabular.md and tabular.csv.
+"""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from emergence import AC, interval, judge
+
+ROOT = Path(__file__).resolve().parent
+METRICS = [*AC, "mean_weight_cosine"]
+
+
+@dataclass
+class Args:
+    envs: list[str] = field(default_factory=lambda: ["FrozenLake-v1", "CliffWalking-v1", "Taxi-v4"])
+    """environments with a transition table"""
+    seeds: int = 10
+    """seeds of each arm"""
+    total_timesteps: int | None = None
+    """steps of every run; default: benchmark.py's budget for the environment"""
+    out: Path = Path("results/tabular")
+    """folder of the runs"""
+    tables: Path = Path("results/emergence")
+    """folder of tabular.md and tabular.csv"""
+
+
+def table(rows):
+    """Lines of a markdown table, a line per environment and arm, from evaluate.py's results."""
+    lines = ["| environment | arm | sampled return | greedy is optimal | states | " + " | ".join(map(name, METRICS))]
+    lines[0] += " | null of AC1, AC2, AC3 | verdict AC1 / AC2 / AC3 |"
+    lines.append("|" + "---|" * (lines[0].count("|") - 1))
+    for (env_id, arm), group in rows.items():
+        cells = [env_id, arm, "{:.3g} [{:.3g}, {:.3g}]".format(*interval([r["sampled"]["mean"] for r in group]))]
+        cells.append("{:.0%} [{:.0%}, {:.0%}]".format(*interval([r["agreement"] for r in group])))
+        cells.append(str(group[0]["states"]))
+        values = {m: [math.nan if (x := r["collapse"][m]) is None else x for r in group] for m in METRICS}
+        null = {m: [math.nan if (x := r["collapse_null"][m]) is None else x for r in group] for m in AC}
+        cells += ["{:.2f} [{:.2f}, {:.2f}]".format(*interval(values[m])) for m in METRICS]
+        cells.append(", ".join(f"{interval(null[m])[0]:.2g}" for m in AC))
+        cells.append(" / ".join(judge(m, values[m]) for m in AC))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def name(metric):
+    return f"{AC[metric]}: {metric.replace('_', ' ')}" if metric in AC else "cosine of means and weights"
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    command = [sys.executable, str(ROOT / "benchmark.py"), "--algos", "ppo", "--envs", *args.envs, "--extra=--save-model"]
+    command += ["--seeds", str(args.seeds), "--out", str(args.out)]
+    command += ["--total-timesteps", str(args.total_timesteps)] if args.total_timesteps else []
+    if status := subprocess.run(command, check=False).returncode:
+        sys.exit(status)
+    rows = defaultdict(list)
+    for env_id in args.envs:
+        for arm in ("baseline", "acpg"):
+            for seed in range(1, args.seeds + 1):
+                run = args.out / "runs" / f"{env_id}__ppo_{arm}__{seed}"
+                subprocess.run([sys.executable, str(ROOT / "evaluate.py"), str(run)], check=True, stdout=subprocess.DEVNULL)
+                rows[env_id, arm].append(json.loads((run / "evaluation.json").read_text()) | {"seed": seed})
+    lines = table(rows)
+    print("\n".join(lines))
+    args.tables.mkdir(parents=True, exist_ok=True)
+    (args.tables / "tabular.md").write_text("\n".join(lines) + "\n")
+    with open(args.tables / "tabular.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        columns = ["env_id", "arm", "seed", "sampled_return", "greedy_return", "greedy_is_optimal", "states"]
+        writer.writerow([*columns, *METRICS, *(f"null_{metric}" for metric in METRICS)])
+        for (env_id, arm), group in rows.items():
+            for r in group:
+                own = [env_id, arm, r["seed"], r["sampled"]["mean"], r["greedy"]["mean"], r["agreement"], r["states"]]
+                writer.writerow([*own, *(r[part][m] for part in ("collapse", "collapse_null") for m in METRICS)])
+
+
+if __name__ == "__main__":
+    main()
