@@ -28,6 +28,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 POINTS = 100  # every curve is read at so many equally spaced steps, the last one at the end of the budget
 LAST = POINTS // 10  # points that "final" averages
 SMOOTH = POINTS // 20  # points that "steps to threshold" averages
+VERDICT_SEEDS = 5  # fewer than so many have no verdict: the bootstrap of the aggregates would claim too much
 REFERENCE_EPISODES = 100
 SETUP = {"run_dir", "seed", "exp_name", "torch_threads", "track", "wandb_project_name", "wandb_entity", "capture_video"}
 METRICS = {"final": 1, "best": 1, "auc": 1, "steps_to_threshold": -1, "drawdown": -1}  # 1: more is better
@@ -525,7 +526,9 @@ def main():
             aggregates += rows
             for claim in ("faster", "better", "more robust"):
                 part = [row for row in rows if row["claim"] == claim]
-                verdicts.append((arm, claim, verdict(claim, part) if part else "not enough seeds", tasks, seeds))
+                verdicts.append(
+                    (arm, claim, verdict(claim, part) if part and seeds >= VERDICT_SEEDS else "too few seeds", tasks, seeds)
+                )
         efficiency = (returns - random.to_numpy()[:, None]) / span.to_numpy()[:, None]
         table_iqm = plot_aggregate(scores, colours, rng, args.resamples, out / "aggregate.png")
         table_iqm.to_csv(out / "iqm.csv", index=False, float_format="%.6g")
@@ -555,7 +558,10 @@ def main():
         text.append(f"No reward threshold, hence in no aggregate and without steps to it: {', '.join(without)}.\n")
     text.append("## Verdicts\n")
     if verdicts:
-        text.append("Each claim from the intervals of the aggregate table, Bonferroni-corrected over its six comparisons.\n")
+        text.append(
+            "Each claim from the intervals of the aggregate table, Bonferroni-corrected over its six comparisons; "
+            f"fewer than {VERDICT_SEEDS} seeds have none.\n"
+        )
         header = ("arm", "claim", "verdict", "tasks (environment x algorithm)", "seeds")
         text.append(table([(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], header))
         if aggregates:

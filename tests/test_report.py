@@ -201,7 +201,13 @@ def test_a_single_seed(tmp_path):
     result = make_report(tmp_path)
     assert result.returncode == 0, result.stderr
     assert "single seed" in (tmp_path / "report.md").read_text()
-    assert "not enough seeds" in result.stdout
+    assert "acpg faster: too few seeds" in result.stdout
+
+
+@pytest.mark.parametrize("seeds, faster", [(4, "too few seeds"), (5, "supported")])
+def test_a_verdict_takes_five_seeds(tmp_path, seeds, faster):
+    write_sweep(tmp_path, seeds=seeds, envs=("CartPole-v1",), gain=200.0)
+    assert f"acpg faster: {faster}" in make_report(tmp_path).stdout
 
 
 def test_no_baseline_and_no_threshold(tmp_path):
