@@ -174,11 +174,19 @@ def draw_gaps(states, num_actions, imbalance, seed):
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     rng = np.random.default_rng(args.seed)
-    advantages = args.advantages or rng.uniform(-1, 1, size=args.num_actions).round(2).tolist()
+    if min([args.imbalance, *args.scales]) <= 0 or not args.scales:
+        raise SystemExit("error: --scales and --imbalance must be positive")
+    advantages = args.advantages or rng.uniform(-1, 1, size=max(args.num_actions, 0)).round(2).tolist()
     k = len(advantages)
-    args.out.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(args.seed)
-    etf = simplex_etf(k, args.feature_dim, generator).double()
+    try:
+        etf = simplex_etf(k, args.feature_dim, torch.Generator().manual_seed(args.seed)).double()
+        args.out.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        raise SystemExit(f"error: --advantages or --num-actions: {error}") from error
+    except OSError as error:
+        raise SystemExit(f"error: --out {args.out} cannot be written: {error.strerror}; choose another") from error
+    if args.states < k:
+        raise SystemExit(f"error: --states must be at least the {k} actions, got {args.states}")
     best = int(np.argmax(advantages))
     unique = sum(a == max(advantages) for a in advantages) == 1
 
@@ -244,7 +252,7 @@ def draw(args, advantages, angles, curves, unique):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.2), layout="constrained")
     k = len(advantages)
     left.loglog(args.scales, np.maximum(angles, 1e-3), "o-", color="#0072B2", label="policy gradient, numerical optimum")
     if unique and asymptote(advantages) > 0:
@@ -259,7 +267,7 @@ def draw(args, advantages, angles, curves, unique):
         right.semilogx(*zip(*points, strict=True), style, color=colours[layer], label=f"{layer}, {objective}")
     right.set(xlabel="logit scale (norm bound 1)", ylabel="mean angle of h to its own weight, degrees")
     right.set_title(f"{args.states} states together")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(args.out / "theory.png", dpi=120)
 
 
