@@ -280,6 +280,19 @@ class Policies(nn.Module):
         return h, weight, self.scale * h @ weight.transpose(1, 2)
 
 
+def solve(pi, moves, rewards, start):
+    """Advantages (N, S, A) and state visitation (N, S) of N policies `pi` (N, S, A), exactly.
+
+    `moves` and `rewards` are those of `transition_tables`, without the terminal state. The visitation is discounted, from
+    `start` (S,), and sums to one.
+    """
+    eye, flow = torch.eye(len(start), dtype=pi.dtype), torch.einsum("nsa,sat->nst", pi, moves)
+    value = torch.linalg.solve(eye - flow, (pi * rewards).sum(-1, keepdim=True))
+    advantage = rewards + torch.einsum("sat,nt->nsa", moves, value.squeeze(-1)) - value
+    visits = torch.linalg.solve((eye - flow).transpose(1, 2), start.expand(len(pi), -1).unsqueeze(-1)).squeeze(-1)
+    return advantage, visits / visits.sum(-1, keepdim=True)
+
+
 def train(args, layer, states="uniform", entropy=0.0, bound="ball", decay=0.0, sampled=False, imitate=False, **kwargs):
     """Train all seeds of one cell: a list with one dict of metrics for each seed.
 
@@ -302,18 +315,13 @@ def train(args, layer, states="uniform", entropy=0.0, bound="ball", decay=0.0, s
     parameters = [p for p in policies.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
-    generator, eye = torch.Generator().manual_seed(0), torch.eye(alive, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(args.steps):
         h, weight, logits = policies()
         pi = logits.softmax(-1)
         with torch.no_grad():
-            flow = torch.einsum("nsa,sat->nst", pi, moves)
-            value = torch.linalg.solve(eye - flow, (pi * rewards).sum(-1, keepdim=True))
-            advantage = rewards + torch.einsum("sat,nt->nsa", moves, value.squeeze(-1)) - value
-            rho = start.expand(args.seeds, -1)
-            if states == "on-policy":
-                rho = torch.linalg.solve((eye - flow).transpose(1, 2), rho.unsqueeze(-1)).squeeze(-1)
-                rho = rho / rho.sum(-1, keepdim=True)
+            advantage, visits = solve(pi, moves, rewards, start)
+            rho = visits if states == "on-policy" else start.expand(args.seeds, -1)
         if imitate:
             loss = -(rho * logits.log_softmax(-1)[:, torch.arange(alive), torch.tensor(q_star[:alive].argmax(1))]).sum(-1)
         elif sampled:

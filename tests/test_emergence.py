@@ -95,27 +95,56 @@ def test_no_exact_collapse_with_unequal_gaps():
     assert all(row["optimal"] == 1 and row["etf_error"] > 0.05 for row in rows)
 
 
+def test_the_entropy_bonus_keeps_the_policy_random():
+    """Its optimum is no deterministic policy."""
+    (row, *_), (ideal, *_) = quick("entropy bonus", "etf", steps=500), quick("ideal", "etf", steps=500)
+    assert row["probability"] < 0.95 < ideal["probability"]
+    assert row["optimal"] == 1
+
+
 def test_the_gradient_is_the_one_of_the_return():
-    """With states drawn by their discounted visitation the loss has the policy gradient (theorem of Sutton et al. 2000)."""
+    """With states drawn by their visitation the loss has the policy gradient (theorem of Sutton et al. 2000)."""
     env = emergence.IdealCliffWalking(length=2)
     moves, rewards = (torch.tensor(x) for x in emergence.transition_tables(env.P, GAMMA))
     moves, rewards = moves[:8, :, :8], rewards[:8]
-    logits = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    eye, start = torch.eye(8, dtype=torch.float64), torch.full((8,), 1 / 8, dtype=torch.float64)
-
-    def terms(pi):
-        flow = torch.einsum("sa,sat->st", pi, moves)
-        value = torch.linalg.solve(eye - flow, (pi * rewards).sum(-1))
-        return flow, value
-
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 8, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    start = torch.rand(8, dtype=torch.float64, generator=generator)
     pi = logits.softmax(-1)
-    (truth,) = torch.autograd.grad(start @ terms(pi)[1], logits, retain_graph=True)
-    with torch.no_grad():
-        flow, value = terms(pi)
-        advantage = rewards + torch.einsum("sat,t->sa", moves, value) - value[:, None]
-        rho = torch.linalg.solve((eye - flow).T, start)
-    (surrogate,) = torch.autograd.grad((rho[:, None] * pi * advantage).sum(), logits)
-    torch.testing.assert_close(surrogate, truth)
+    flow = torch.einsum("nsa,sat->nst", pi, moves)
+    value = torch.linalg.solve(torch.eye(8, dtype=torch.float64) - flow, (pi * rewards).sum(-1))
+    (truth,) = torch.autograd.grad((value @ start).sum(), logits, retain_graph=True)
+    advantage, visits = emergence.solve(pi.detach(), moves, rewards, start)
+    (surrogate,) = torch.autograd.grad((visits.unsqueeze(-1) * pi * advantage).sum(), logits)
+    factor = (truth / surrogate).nanmean((1, 2), keepdim=True)  # visitation sums to one here, in the theorem to more
+    torch.testing.assert_close(surrogate * factor, truth)
+    torch.testing.assert_close(visits.sum(-1), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close((pi * advantage).sum(-1), torch.zeros(3, 8, dtype=torch.float64))
+
+
+def test_nothing_follows_a_terminal_step():
+    """Whatever the table says of the state after it: CliffWalking's goes on paying from its goal."""
+    table = {0: {0: [(0.25, 1, 1.0, True), (0.75, 0, -1.0, False)]}, 1: {0: [(1.0, 1, 5.0, False)]}}
+    moves, rewards = emergence.transition_tables(table, GAMMA)
+    assert moves[0, 0].tolist() == [0.75 * GAMMA, 0] and rewards[0, 0] == -0.5
+    assert emergence.optimal_values(moves, rewards)[0, 0] == pytest.approx(-0.5 / (1 - 0.75 * GAMMA))
+
+
+def test_bounds():
+    """The ball and the box hold features and a learned layer's rows, and leave alone what is inside."""
+    for bound in ("ball", "tanh", "none"):
+        policies = emergence.Policies(16, 4, "learned", bound, 10.0, 2)
+        with torch.no_grad():
+            free = policies.hidden.tanh() @ policies.out
+            assert free.norm(dim=-1).max() < 1
+            h, weight, logits = policies()
+            torch.testing.assert_close(h, free.tanh() if bound == "tanh" else free)
+            policies.out *= 100
+            policies.weight *= 3
+            h, weight, logits = policies()
+            largest, rows = h.norm(dim=-1).max().item(), weight.norm(dim=-1).max().item()
+        assert {"ball": largest <= 1 + 1e-9, "tanh": 1 < largest <= 8, "none": largest > 8}[bound]
+        assert rows == pytest.approx(1.0 if bound == "ball" else 3.0)
 
 
 def test_verdicts():
