@@ -102,6 +102,16 @@ def test_the_entropy_bonus_keeps_the_policy_random():
     assert row["optimal"] == 1
 
 
+def test_the_visitation_is_reported_and_used():
+    """Half of the states never visited are never learned; the optimal policy passes 1, 1.9, 2.71, 3.439 times, discounted."""
+    for row in quick("half explored", "etf", steps=500):
+        assert (row["min_visitation"], row["max_visitation"]) == (0, 2) and row["optimal"] < 0.9
+    for row in quick("on-policy states", "etf", steps=500):
+        mean = (1 + 1.9 + 2.71 + 3.439) / 4
+        assert row["min_visitation"] == pytest.approx(1 / mean, rel=0.02)
+        assert row["max_visitation"] == pytest.approx(3.439 / mean, rel=0.02)
+
+
 def test_the_gradient_is_the_one_of_the_return():
     """With states drawn by their visitation the loss has the policy gradient (theorem of Sutton et al. 2000)."""
     env = emergence.IdealCliffWalking(length=2)
