@@ -36,8 +36,11 @@ import torch.nn as nn
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.optim.rmsprop import rmsprop
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+RMSPROP = {"alpha": 0.99, "eps": 1e-5, "weight_decay": 0.0, "momentum": 0.0, "centered": False, "foreach": False}
 
 
 @dataclass
@@ -556,7 +559,10 @@ if __name__ == "__main__":
         device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
         agent = Agent(observation_space, action_space, args).to(device)
         parameters = flatten_parameters(agent)
-        square_avg, learning_rate = torch.zeros_like(parameters.grad), args.learning_rate
+        # torch.optim.RMSprop as a function, without the bookkeeping of the class, which takes longer than the step: the running
+        # mean of the square, none of the gradient, no momentum, and the number of steps
+        rmsprop_state = [torch.zeros_like(parameters.data)], [], [], [torch.zeros(())]
+        learning_rate = args.learning_rate
         untrained = copy.deepcopy(agent)
         run = Run(args, agent)
     except ValueError as error:
@@ -631,9 +637,7 @@ if __name__ == "__main__":
             loss, parts = a2c_loss(args, agent.logits(b_obs), b_values, b_actions, b_advantages, b_returns)
             loss.backward()
             parameters.grad[None].renorm_(2, 0, args.max_grad_norm)  # nn.utils.clip_grad_norm_ in one kernel
-            # torch.optim.RMSprop(alpha=0.99, eps=1e-5) without its bookkeeping, a tenth of the time of training
-            square_avg.mul_(0.99).addcmul_(parameters.grad, parameters.grad, value=1 - 0.99)
-            parameters.data.addcdiv_(parameters.grad, square_avg.sqrt().add_(1e-5), value=-learning_rate)
+            rmsprop([parameters.data], [parameters.grad], *rmsprop_state, lr=learning_rate, **RMSPROP)
 
             value_loss, policy_loss, entropy = torch.stack(parts).tolist()
             if not math.isfinite(value_loss + policy_loss + entropy + parameters.detach().sum().item()):

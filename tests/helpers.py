@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib
 import io
 import itertools
 import json
@@ -178,22 +179,18 @@ def advantages_by_hand(agent, calls, gamma, gae_lambda):
 
 def record_gradients(monkeypatch):
     """A list that grows by the gradient, one vector, of each update; probe_envs.CALLS notes the update, too."""
-    gradients, adam, addcdiv = [], torch.optim.Adam.step, torch.Tensor.addcdiv_
+    gradients = []
 
-    def record(gradient):
-        gradients.append(gradient.clone())
-        probe_envs.CALLS.append(probe_envs.Call(None, "update", None))
+    def recording(original):
+        def step(parameters, grads, *args, **kwargs):
+            (gradient,) = grads  # of one vector
+            gradients.append(gradient.clone())
+            probe_envs.CALLS.append(probe_envs.Call(None, "update", None))
+            return original(parameters, grads, *args, **kwargs)
 
-    def step(self, closure=None):
-        parameters, *more = self.param_groups[0]["params"]
-        assert not more, "more than one vector"
-        record(parameters.grad)
-        return adam(self, closure)
+        return step
 
-    def divide(self, gradient, *args, **kwargs):  # the last of A2C's RMSprop
-        record(gradient)
-        return addcdiv(self, gradient, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
-    monkeypatch.setattr(torch.Tensor, "addcdiv_", divide)
+    for name in ("adam", "rmsprop"):
+        module = importlib.import_module(f"torch.optim.{name}")
+        monkeypatch.setattr(module, name, recording(getattr(module, name)))
     return gradients

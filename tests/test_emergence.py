@@ -160,6 +160,7 @@ def test_bounds():
 def test_verdicts():
     assert emergence.judge("alignment", [0.999, 0.998, 0.9985]) == "yes"
     assert emergence.judge("alignment", [0.9, 0.91, 0.92]) == "no"
+    assert emergence.judge("alignment", [0.98, 0.999, 0.9999]) == "open"
     assert emergence.judge("etf_error", [0.01, 0.02, 0.015]) == "yes"
     assert emergence.judge("etf_error", [0.01, 0.2, 0.1]) == "open"
     assert emergence.judge("etf_error", [0.3, 0.2, 0.25]) == "no"
