@@ -60,7 +60,9 @@ def measure_sb3(args):
             return True
 
         def _on_rollout_start(self):
-            Path(args.sb3).write_text(str(self.num_timesteps))
+            temporary = Path(args.sb3 + ".tmp")  # for this process may be stopped at any moment
+            temporary.write_text(str(self.num_timesteps))
+            temporary.replace(args.sb3)
 
     torch.set_num_threads(1)
     env_kwargs = {"render_mode": None}
@@ -98,9 +100,9 @@ def steps_so_far(path):
     """Global step of a run, from its folder, or of Stable-Baselines3, from its file."""
     try:
         if path.is_dir():
-            last = (path / "progress.csv").read_text().rstrip().rpartition("\n")[2]
+            *_, last, _ = (path / "progress.csv").read_text().split("\n")  # up to the last whole line
             return int(last.partition(",")[0])
-        return int(path.read_text() or 0)
+        return int(path.read_text())
     except (OSError, ValueError):  # not there yet, or the header only
         return 0
 
