@@ -22,6 +22,8 @@ from emergence import AC, interval, judge
 
 ROOT = Path(__file__).resolve().parent
 METRICS = [*AC, "mean_weight_cosine"]
+# At the default learning rate neither script learns these two in the budget. Seed 101 learned CliffWalking at this one.
+FLAGS = {"CliffWalking-v1": "--learning-rate 2.5e-3", "Taxi-v4": "--learning-rate 2.5e-3"}
 
 
 @dataclass
@@ -32,8 +34,6 @@ class Args:
     """seeds of each arm"""
     total_timesteps: int | None = None
     """steps of every run; default: benchmark.py's budget for the environment"""
-    extra: str = "--learning-rate 2.5e-3"
-    """flags for the scripts; at their default learning rate neither learns CliffWalking in the budget"""
     out: Path = Path("results/tabular")
     """folder of the runs"""
     tables: Path = Path("results/emergence")
@@ -64,12 +64,12 @@ def name(metric):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
-    command = [sys.executable, str(ROOT / "benchmark.py"), "--algos", "ppo", "--envs", *args.envs]
-    command += [f"--extra=--save-model {args.extra}"]
-    command += ["--seeds", str(args.seeds), "--out", str(args.out)]
-    command += ["--total-timesteps", str(args.total_timesteps)] if args.total_timesteps else []
-    if status := subprocess.run(command, check=False).returncode:
-        sys.exit(status)
+    for env_id in args.envs:
+        command = [sys.executable, str(ROOT / "benchmark.py"), "--algos", "ppo", "--envs", env_id, "--out", str(args.out)]
+        command += ["--seeds", str(args.seeds), f"--extra=--save-model {FLAGS.get(env_id, '')}"]
+        command += ["--total-timesteps", str(args.total_timesteps)] if args.total_timesteps else []
+        if status := subprocess.run(command, check=False).returncode:
+            sys.exit(status)
     rows = defaultdict(list)
     for env_id in args.envs:
         for arm in ("baseline", "acpg"):
