@@ -75,8 +75,10 @@ def main():
         for arm in ("baseline", "acpg"):
             for seed in range(1, args.seeds + 1):
                 run = args.out / "runs" / f"{env_id}__ppo_{arm}__{seed}"
-                subprocess.run([sys.executable, str(ROOT / "evaluate.py"), str(run)], check=True, stdout=subprocess.DEVNULL)
-                rows[env_id, arm].append(json.loads((run / "evaluation.json").read_text()) | {"seed": seed})
+                result = run / "evaluation.json"
+                if not result.is_file() or result.stat().st_mtime < (run / "model.pt").stat().st_mtime:
+                    subprocess.run([sys.executable, str(ROOT / "evaluate.py"), str(run)], check=True, stdout=subprocess.DEVNULL)
+                rows[env_id, arm].append(json.loads(result.read_text()) | {"seed": seed})
     lines = table(rows)
     print("\n".join(lines))
     args.tables.mkdir(parents=True, exist_ok=True)
