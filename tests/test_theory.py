@@ -1,10 +1,13 @@
 """The statements of docs/action_collapse.md about the layer-peeled problem, in float64."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from scipy.optimize import linprog
 
 import theory
@@ -180,3 +183,32 @@ def test_relu_features_cannot_express_every_action():
         layers = [theory.simplex_etf(4, dim, torch.Generator().manual_seed(seed)).double().numpy() for seed in range(30)]
         missing[dim] = sum(not all(expressible(weight, action) for action in range(4)) for weight in layers)
     assert missing[3] > 3 and missing[64] == 0
+
+
+def test_the_command(tmp_path):
+    """The table has a line for every scale, with the angles known for these advantages, and the figure is written."""
+    command = [sys.executable, str(ROOT / "theory.py"), "--scales", "0.1", "1", "10", "--states", "4", "--out", str(tmp_path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    found = {line[0]: line for line in lines if line[0] in ("0.1", "1", "10")}
+    assert {scale: line[3] for scale, line in found.items()} == {"0.1": "44.44", "1": "21.86", "10": "3.74"}
+    assert all(float(line[5]) < 0.01 for line in found.values())  # likelihood collapses
+    assert sum(line[0] in ("pg", "likelihood") for line in lines) == 18
+    assert (tmp_path / "theory.md").read_text() in text
+    assert (tmp_path / "theory.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "flags, what",
+    [
+        (["--advantages", "1"], "at least 2 actions"),
+        (["--feature-dim", "2"], "--feature-dim"),
+        (["--scales", "0"], "--scales"),
+        (["--states", "2"], "--states"),
+    ],
+)
+def test_bad_input(flags, what, tmp_path):
+    command = [sys.executable, str(ROOT / "theory.py"), "--out", str(tmp_path / "out"), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and what in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("out/*"))
