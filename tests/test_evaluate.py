@@ -7,14 +7,16 @@ import pickle
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, SCRIPTS, snapshot, tiny, train
+from helpers import FROZEN, ROOT, SCRIPTS, snapshot, tiny, train
 
 import evaluate
+import ppo_acpg
 
 
 def run(*argv):
@@ -66,6 +68,25 @@ def test_greedy_play_of_a_known_policy():
     assert (evaluate.play(Right(), env, 20, 0, greedy=True)[0] == evaluate.play(Right(), env, 20, 0, greedy=False)[0]).all()
     best = evaluate.play(Right(), env, 200, 0, greedy=True)[0].mean()
     assert evaluate.play(Uniform(), env, 200, 0, greedy=False)[0].mean() < 0.5 * best
+
+
+def test_what_is_written_is_what_was_measured(tmp_path):
+    """Untrained on CliffWalking: greedy play is no sampling, and the metrics are those of the optimal labels."""
+    flags = ("--max-episode-steps", 50, "--total-timesteps", 512, "--save-model", "--diagnostics-interval", 0)
+    agent = train("ppo_acpg", "CliffWalking-v1", tmp_path, *flags, *FROZEN).agent
+    status, _ = run(tmp_path, "--episodes", 20)
+    assert status == 0
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert len(set(result["greedy"]["returns"])) == 1 < len(set(result["sampled"]["returns"]))  # nothing is random in it
+    args, env = SimpleNamespace(states="random", seed=1000), gym.make("CliffWalking-v1")
+    states, labels, _ = evaluate.labelled_states(args, agent, {"gamma": 0.99}, env)
+    with torch.no_grad():
+        features = agent.features(torch.as_tensor(states))
+        greedy = agent.logits(torch.as_tensor(states)).argmax(-1)
+    expected = ppo_acpg.collapse_metrics(features, torch.as_tensor(labels), agent.action_layer.weight)
+    agreement = (greedy == torch.as_tensor(labels)).double().mean().item()
+    assert result["agreement"] == pytest.approx(agreement) and agreement < 0.9
+    assert result["collapse"]["alignment"] == pytest.approx(expected["alignment"])
 
 
 def test_optimal_labels_of_cliff_walking(tmp_path):
