@@ -43,7 +43,7 @@ class Args:
 def table(rows):
     """Lines of a markdown table, a line per environment and arm, from evaluate.py's results."""
     lines = ["| environment | arm | sampled return | greedy is optimal | states | " + " | ".join(map(name, METRICS))]
-    lines[0] += " | null of AC1, AC2, AC3 | verdict AC1 / AC2 / AC3 |"
+    lines[0] += " | null of AC1, AC2, AC3 | verdict AC1 / AC2 / AC3 | training log: greedy labels, visited states |"
     lines.append("|" + "---|" * (lines[0].count("|") - 1))
     for (env_id, arm), group in rows.items():
         cells = [env_id, arm, "{:.3g} [{:.3g}, {:.3g}]".format(*interval([r["sampled"]["mean"] for r in group]))]
@@ -54,8 +54,17 @@ def table(rows):
         cells += ["{:.2f} [{:.2f}, {:.2f}]".format(*interval(values[m])) for m in METRICS]
         cells.append(", ".join(f"{interval(null[m])[0]:.2g}" for m in AC))
         cells.append(" / ".join(judge(m, values[m]) for m in AC))
+        cells.append(", ".join(f"{interval([r['logged'][m] for r in group])[0]:.2f}" for m in AC))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def logged(run):
+    """The last value of each metric in the training log; NaN where there is none."""
+    with open(run / "progress.csv") as file:
+        rows = list(csv.DictReader(file))
+    known = {metric: [float(x) for row in rows if (x := row[f"collapse/{metric}"])] for metric in METRICS}
+    return {metric: values[-1] if values else math.nan for metric, values in known.items()}
 
 
 def name(metric):
@@ -78,7 +87,7 @@ def main():
                 result = run / "evaluation.json"
                 if not result.is_file() or result.stat().st_mtime < (run / "model.pt").stat().st_mtime:
                     subprocess.run([sys.executable, str(ROOT / "evaluate.py"), str(run)], check=True, stdout=subprocess.DEVNULL)
-                rows[env_id, arm].append(json.loads(result.read_text()) | {"seed": seed})
+                rows[env_id, arm].append(json.loads(result.read_text()) | {"seed": seed, "logged": logged(run)})
     lines = table(rows)
     print("\n".join(lines))
     args.tables.mkdir(parents=True, exist_ok=True)
@@ -86,11 +95,11 @@ def main():
     with open(args.tables / "tabular.csv", "w", newline="") as file:
         writer = csv.writer(file)
         columns = ["env_id", "arm", "seed", "sampled_return", "greedy_return", "greedy_is_optimal", "states"]
-        writer.writerow([*columns, *METRICS, *(f"null_{metric}" for metric in METRICS)])
+        writer.writerow([*columns, *(f"{prefix}{metric}" for prefix in ("", "null_", "logged_") for metric in METRICS)])
         for (env_id, arm), group in rows.items():
             for r in group:
                 own = [env_id, arm, r["seed"], r["sampled"]["mean"], r["greedy"]["mean"], r["agreement"], r["states"]]
-                writer.writerow([*own, *(r[part][m] for part in ("collapse", "collapse_null") for m in METRICS)])
+                writer.writerow([*own, *(r[part][m] for part in ("collapse", "collapse_null", "logged") for m in METRICS)])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def evaluation(alignment, agreement):
     """What evaluate.py writes, as far as the table reads it."""
     metrics = {"alignment": alignment, "variability_quotient": 0.5, "etf_error": None, "mean_weight_cosine": 0.25}
     group = {"collapse": metrics, "collapse_null": metrics | {"alignment": 0.125}}
+    group |= {"logged": {"alignment": 0.75, "variability_quotient": float("nan"), "etf_error": 0.5}}
     return {"sampled": {"mean": 3.0}, "greedy": {"mean": 4.0}, "agreement": agreement, "states": 7} | group
 
 
@@ -25,6 +26,7 @@ def test_table():
     assert cells[3] == "60% [-67%, 187%]"  # t = 12.7 with one degree of freedom
     assert cells[4] == "7" and cells[5].startswith("1.00 [0.99, 1.00]") and cells[7].startswith("nan")
     assert cells[9].startswith("0.12, 0.5, nan") and cells[10].startswith("open / no")
+    assert cells[11] == "0.75, nan, 0.50"
     header, rule, *_ = tabular.table(rows)
     assert header.count("|") == rule.count("|") == tabular.table(rows)[-1].count("|")
 
@@ -40,6 +42,9 @@ def test_end_to_end(tmp_path):
     assert [(row["arm"], row["seed"]) for row in rows] == [(arm, seed) for arm in ("baseline", "acpg") for seed in ("1", "2")]
     assert {row["states"] for row in rows} == {"10"}  # of 11 states that are not terminal one is tied
     assert all(0 <= float(row["greedy_is_optimal"]) <= 1 for row in rows)
+    with open(tmp_path / "runs" / "runs" / "FrozenLake-v1__ppo_acpg__1" / "progress.csv") as file:
+        *_, last = [value for row in csv.DictReader(file) if (value := row["collapse/alignment"])]
+    assert float(rows[2]["logged_alignment"]) == float(last)
     assert len((tmp_path / "t" / "tabular.md").read_text().splitlines()) == 2 + 2
 
 
