@@ -1,7 +1,7 @@
 """Does Action Collapse emerge, and does the ETF induce it? An ideal tabular environment, trained by policy gradient.
 
     python emergence.py                                      # every cell, 20 seeds, to results/emergence
-    python emergence.py --cells ideal entropy --seeds 5 --steps 2000 --out runs/emergence
+    python emergence.py --cells ideal "entropy bonus" --seeds 5 --steps 2000 --out runs/emergence
     python ppo_acpg.py --env-id emergence:IdealCliffWalking-v0 --feature-constraint ball --etf-scale 5
 
 The environment is ideal in the paper's sense (Zhou et al. 2025): discrete, every state explored, every action optimal in
