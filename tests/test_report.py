@@ -135,6 +135,12 @@ def test_the_interval_at_its_edges():
     assert wide[0] < low < 3.2 < high < wide[1]
 
 
+def test_one_value_far_off_does_not_blow_the_interval_up():
+    x = np.array([-84.0, -85, -83, -84, -86, -82, -84, -85, -83, -500])
+    low, high = report.mean_interval(x, np.random.default_rng(0))
+    assert low < x.mean() < high and high - low < 3 * x.std(ddof=1)
+
+
 def test_verdicts():
     row = lambda better, worse: {"better": better, "worse": worse}  # noqa: E731
     assert report.verdict("faster", [row(True, False), row(False, False)]) == "supported"
