@@ -336,6 +336,8 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
         grid[i][0].set_ylabel(f"{env}\nepisodic return")
         for axes, metric in zip(grid[i][1:], PANELS, strict=True):
             axes.set_ylabel(COLLAPSE[metric])
+            if metric == "etf_error":  # which is 0 up to rounding where only two actions occur
+                axes.set_ylim(-0.05, 1.05)
         for axes in grid[i]:
             axes.set_xlabel("thousand environment steps" if i == len(envs) - 1 else "")
     save(figure, path)
