@@ -11,8 +11,8 @@ arms = pytest.mark.parametrize("scripts", [BASELINES, ACPG], ids=["baseline", "a
 
 ONLY_ACPG = {"simplex_etf", "ActionLayer", "constrain"}
 ONLY_ALGORITHM = {
-    "ppo": {"compute_gae", "ppo_loss"},
-    "a2c": {"compute_gae", "a2c_loss"},
+    "ppo": {"ADAM", "compute_gae", "ppo_loss"},
+    "a2c": {"RMSPROP", "compute_gae", "a2c_loss"},
     "reinforce": {"compute_returns", "reinforce_loss"},
 }
 EVERYWHERE = {"Args", "check_args", "make_env", "check_env", "make_generator", "layer_init", "linear", "Agent"} | {
