@@ -71,6 +71,15 @@ def test_variants():
     assert (np.sort(q[:16])[:, :3] == -1).all()
 
 
+def test_cells_are_what_they_are_called():
+    ideal, unbalanced, tied, equal = (
+        solve(**emergence.CELLS[cell]) for cell in ("ideal", "unbalanced actions", "tied optima", "equal gaps")
+    )
+    assert np.bincount(ideal[2][:16]).tolist() == [4] * 4 and np.bincount(unbalanced[2][:16]).tolist() == [10, 2, 2, 2]
+    assert ideal[3][:16].all() and not tied[3][:20].all()
+    assert np.ptp(np.sort(equal[1][:16])[:, :3]) == 0 < np.ptp(np.sort(ideal[1][:16])[:, :3])
+
+
 def test_steps_follow_the_table():
     env = emergence.IdealCliffWalking(length=2)
     env.reset(seed=0)
