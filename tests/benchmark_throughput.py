@@ -10,7 +10,7 @@ Each round starts the two scripts and Stable-Baselines3 at the same hyperparamet
 docs/parity.md for the mapping), with our diagnostics and logging on and Stable-Baselines3's logging off. From the end of
 the warm-up on they take turns of .2 s, the others being stopped (SIGSTOP), until the first has finished; steps per second
 are of CPU time. A machine whose speed drifts within seconds so drifts for all of them: where runs one after the other gave
-ratios from 1.6 to 2.9 within one hour, these agree within a few per cent.
+ratios from 1.6 to 3.2 within one hour, these agree within a few per cent.
 """
 
 import os
