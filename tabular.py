@@ -16,6 +16,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import gymnasium as gym
 import tyro
 
 from emergence import AC, interval, judge
@@ -73,6 +74,13 @@ def name(metric):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    for env_id in args.envs:
+        try:
+            table_known = hasattr(gym.make(env_id).unwrapped, "P")
+        except gym.error.Error as error:
+            sys.exit(f"error: --envs {env_id} is unknown: {' '.join(str(error).split())}")
+        if not table_known:
+            sys.exit(f"error: --envs {env_id} has no transition table, hence no exact labels; choose another")
     for env_id in args.envs:
         command = [sys.executable, str(ROOT / "benchmark.py"), "--algos", "ppo", "--envs", env_id, "--out", str(args.out)]
         command += ["--seeds", str(args.seeds), f"--extra=--save-model {FLAGS.get(env_id, '')}"]

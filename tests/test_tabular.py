@@ -48,7 +48,14 @@ def test_end_to_end(tmp_path):
     assert len((tmp_path / "t" / "tabular.md").read_text().splitlines()) == 2 + 2
 
 
-@pytest.mark.parametrize("flags, what", [(["--envs", "Nowhere-v0"], "Nowhere-v0"), (["--seeds", "0"], "--seeds")])
+@pytest.mark.parametrize(
+    "flags, what",
+    [
+        (["--envs", "Nowhere-v0"], "Nowhere-v0"),
+        (["--envs", "CartPole-v1"], "no transition table"),
+        (["--seeds", "0"], "--seeds"),
+    ],
+)
 def test_bad_input(flags, what, tmp_path):
     command = [sys.executable, str(ROOT / "tabular.py"), "--out", str(tmp_path / "runs"), *flags]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
