@@ -32,7 +32,8 @@ SPREAD_FLOOR = 0.3
 VERDICT_SEEDS = 5  # fewer than so many have no verdict: the bootstrap of the aggregates would claim too much
 REFERENCE_EPISODES = 100
 SETUP = {"run_dir", "seed", "exp_name", "torch_threads", "track", "wandb_project_name", "wandb_entity", "capture_video"}
-METRICS = {"final": 1, "best": 1, "auc": 1, "steps_to_threshold": -1, "drawdown": -1}  # 1: more is better
+SHARED = ("total_timesteps", "env_kwargs", "max_episode_steps")  # what arms must have in common to be compared
+METRICS = {"final": 1, "best": 1, "auc": 1, "steps_to_threshold": -1, "drawdown": -1, "failed": -1}  # 1: more is better
 COLLAPSE = {
     "alignment": "AC1 alignment (1)",
     "variability_quotient": "AC2 variability quotient (0)",
@@ -96,6 +97,10 @@ def read_runs(folder):
         if different := sorted(k for k in first.keys() | own.keys() if first.get(k) != own.get(k)):
             shown = ", ".join(f"{k} {first.get(k)!r} and {own.get(k)!r}" for k in different[:3])
             fail(f"{folder} mixes runs of {env_id} {algo} {arm} made with different settings ({shown}); keep one kind")
+        for (*cell, other), theirs in settings.items():
+            if cell == [env_id, algo] and (different := [k for k in SHARED if theirs.get(k) != own.get(k)]):
+                shown = ", ".join(f"{k} {theirs.get(k)!r} and {own.get(k)!r}" for k in different)
+                fail(f"{folder} mixes {env_id} {algo} {other} and {arm}, which do not compare ({shown}); keep one kind")
         if seed in [row["seed"] for row in rows if (row["env"], row["algo"], row["arm"]) == key]:
             fail(f"{folder} holds {name} twice; remove one")
         rows.append({"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": steps, "wall_time": record["wall_time"]})
@@ -182,6 +187,30 @@ def mean_interval(x, rng, level=0.95, resamples=5000):
     return x.mean() - high * x.std(ddof=1), x.mean() - low * x.std(ddof=1)
 
 
+def expanded_interval(draws, estimate, n, freedom, level=0.95):
+    """Percentile bootstrap interval (resamples first in `draws`) of a statistic of `n` seeds, widened to hold at small n.
+
+    Its distances from the estimate grow by the factor by which a t interval of so many degrees of freedom, with the unbiased
+    standard deviation, exceeds a normal one with the bootstrap's (after Hesterberg 2015, The American Statistician 69(4),
+    who moves the quantiles instead). tests/interval_coverage.py shows what it covers.
+    """
+    tail = (1 - level) / 2
+    factor = math.sqrt(n / (n - 1)) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return estimate + factor * (low - estimate), estimate + factor * (high - estimate)
+
+
+def failure_interval(differences, level=0.95):
+    """Interval for the difference of two paired failure rates, from per-seed differences -1, 0, 1.
+
+    Agresti and Min 2005 (Statistics in Medicine 24): Wald's interval after half a pair more in each of the four cells, since
+    a bootstrap of ten pairs without a difference would have no width.
+    """
+    n, total, discordant = len(differences) + 2, np.sum(differences), np.sum(np.abs(differences)) + 1
+    half = stats.norm.ppf((1 + level) / 2) * math.sqrt(discordant - total**2 / n) / n
+    return max(-1.0, total / n - half), min(1.0, total / n + half)
+
+
 def improvement(differences, level=0.95):
     """(p, low, high): probability that a seed does better with the treatment, ties counting half, with Wilson's interval."""
     n, wins = len(differences), np.sum(differences > 0) + np.sum(differences == 0) / 2
@@ -211,15 +240,30 @@ def resampled(arrays, rng, resamples):
     return [array[index, np.arange(tasks)] for array in arrays]
 
 
-# The family of aggregate comparisons: claim, name, statistic of (..., seeds, tasks) arrays, sign, which array
+# The family of aggregate comparisons: claim, name, statistic of (..., seeds, tasks) arrays, sign, which array, and what its
+# interval takes for its degrees of freedom: the seeds of all tasks, of one (worst seeds and spreads vary more), or none.
 AGGREGATES = [
-    ("faster", "area under the curve, IQM", iqm, 1, "auc"),
-    ("faster", "share of the budget to the threshold, mean", lambda x: x.mean((-2, -1)), -1, "steps"),
-    ("better", "final return, IQM", iqm, 1, "final"),
-    ("more robust", "CVaR 25 % over seeds, mean over tasks", lambda x: cvar(x, axis=-2).mean(-1), 1, "final"),
-    ("more robust", "failure rate", lambda x: (x < 0.5).mean((-2, -1)), -1, "final"),
-    ("more robust", "spread over seeds, mean over tasks", lambda x: x.std(axis=-2, ddof=1).mean(-1), -1, "final"),
+    ("faster", "area under the curve, IQM", iqm, 1, "auc", "tasks"),
+    ("faster", "share of the budget to the threshold, mean", lambda x: x.mean((-2, -1)), -1, "steps", "tasks"),
+    ("better", "final return, IQM", iqm, 1, "final", "tasks"),
+    ("more robust", "CVaR 25 % over seeds, mean over tasks", lambda x: cvar(x, axis=-2).mean(-1), 1, "final", "task"),
+    ("more robust", "failure rate", lambda x: (x < 0.5).mean((-2, -1)), -1, "final", "pairs"),
+    ("more robust", "spread over seeds, mean over tasks", lambda x: x.std(axis=-2, ddof=1).mean(-1), -1, "final", "task"),
 ]
+
+
+def aggregate_difference(statistic, kind, base, treated, rng, resamples, level):
+    """(difference, low, high) of a statistic of two arrays (seeds, tasks), treated minus base, paired by seed.
+
+    `kind`, see AGGREGATES: "pairs" is the failure rate, whose interval is that of failure_interval, over all tasks' pairs.
+    """
+    seeds, tasks = base.shape
+    estimate = float(statistic(treated) - statistic(base))
+    if kind == "pairs":
+        return estimate, *failure_interval(((treated < 0.5).astype(int) - (base < 0.5)).ravel(), level)
+    draws = [statistic(x) for x in resampled([base, treated], rng, resamples)]
+    freedom = (tasks if kind == "tasks" else 1) * (seeds - 1)
+    return estimate, *expanded_interval(draws[1] - draws[0], estimate, seeds, freedom, level)
 
 
 def verdict(claim, rows):
@@ -228,14 +272,14 @@ def verdict(claim, rows):
     return "mixed" if good and bad else "supported" if good else "contradicted" if bad else "not distinguishable"
 
 
-def compare_aggregates(scores, arm, rng, resamples):
-    """Rows of the aggregate table for one arm against the baseline over the tasks (env, algo) that both have.
+def compare_aggregates(scores, arm, rng, resamples, against="baseline"):
+    """Rows of the aggregate table for one arm against another over the tasks (env, algo) that both have.
 
     `scores` is the run table with normalised columns. Intervals are those of the whole family together (Bonferroni).
     """
     both = {}
     for key, group in scores.groupby(["env", "algo"]):
-        seeds = [set(group.loc[group.arm == name, "seed"]) for name in ("baseline", arm)]
+        seeds = [set(group.loc[group.arm == name, "seed"]) for name in (against, arm)]
         if common := sorted(seeds[0] & seeds[1]):
             both[key] = (group, common)
     if not both:
@@ -245,20 +289,17 @@ def compare_aggregates(scores, arm, rng, resamples):
         return [], len(both), n
     arrays = {}
     for column in ("auc", "steps", "final"):
-        for name in ("baseline", arm):
+        for name in (against, arm):
             tables = [g[g.arm == name].set_index("seed").loc[c[:n], f"norm_{column}"] for g, c in both.values()]
             arrays[column, name] = np.stack(tables, axis=-1)
     rows, level = [], 1 - 0.05 / len(AGGREGATES)
-    for claim, name, statistic, sign, column in AGGREGATES:
-        pair = [arrays[column, "baseline"], arrays[column, arm]]
-        base, treated = (float(statistic(x)) for x in pair)
-        draws = [statistic(x) for x in resampled(pair, rng, resamples)]
-        low, high = np.quantile(draws[1] - draws[0], [(1 - level) / 2, (1 + level) / 2])
-        row = {"arm": arm, "claim": claim, "measure": name, "baseline": base, "treated": treated}
-        row |= {"difference": treated - base, "low": low, "high": high}
-        rows.append(
-            row | {"better": bool(sign * low > 0 and sign * high > 0), "worse": bool(sign * low < 0 and sign * high < 0)}
-        )
+    for claim, name, statistic, sign, column, kind in AGGREGATES:
+        base, treated = arrays[column, against], arrays[column, arm]
+        difference, low, high = aggregate_difference(statistic, kind, base, treated, rng, resamples, level)
+        row = {"arm": arm, "against": against, "claim": claim, "measure": name, "tasks": len(both), "seeds": n}
+        row |= {"of_against": float(statistic(base)), "of_arm": float(statistic(treated)), "difference": difference}
+        row |= {"low": low, "high": high, "more_is_better": sign > 0}
+        rows.append(row | {"better": min(sign * low, sign * high) > 0, "worse": max(sign * low, sign * high) < 0})
     return rows, len(both), n
 
 
@@ -270,16 +311,20 @@ def style():
     plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False})
 
 
+def mean_band(curves):
+    """(mean, low, high) of the finite ones of `curves` (n, points): pointwise 95 % t interval, NaN from fewer than two."""
+    curves = curves[np.isfinite(curves).all(1)]
+    mean = curves.mean(0) if len(curves) else np.full(POINTS, math.nan)
+    half = stats.t.ppf(0.975, len(curves) - 1) * stats.sem(curves) if len(curves) > 1 else np.full(POINTS, math.nan)
+    return mean, mean - half, mean + half
+
+
 def band(axes, x, curves, colour, label, **options):
     """Mean of `curves` (n, points) with its pointwise 95 % t interval."""
-    curves = curves[np.isfinite(curves).all(1)]
-    if not len(curves):
-        return
-    mean = curves.mean(0)
-    axes.plot(x, mean, color=colour, label=label, **options)
-    if len(curves) > 1:
-        half = stats.t.ppf(0.975, len(curves) - 1) * stats.sem(curves)
-        axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+    mean, low, high = mean_band(curves)
+    if np.isfinite(mean).all():
+        axes.plot(x, mean, color=colour, label=label, **options)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def save(figure, path):
@@ -287,7 +332,7 @@ def save(figure, path):
     labelled = {}
     for axes in figure.axes:
         labelled |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=min(len(labelled), 5))
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=int(figure.get_figwidth() // 2))
     figure.savefig(path)
     plt.close(figure)
 
@@ -309,6 +354,12 @@ def plot_curves(runs, returns, thresholds, colours, path):
             axes.set_ylabel("episodic return" if j == 0 else "")
             axes.set_xlabel("thousand environment steps" if i == len(algos) - 1 else "")
     save(figure, path)
+
+
+def logged(curves, index, tag, at):
+    """The value that each run logged first (at = 0) or last (-1) under a tag; runs without one are left out."""
+    values = [curves[k].get(tag, pd.Series(dtype=float)).dropna() for k in index]
+    return [float(v.iloc[at]) for v in values if len(v)]
 
 
 def plot_collapse(runs, curves, returns, algo, colours, path):
@@ -333,6 +384,8 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
                         continue  # hundreds: it would flatten the rest; the table has it
                     read = np.stack([on_grid(curves[k], f"{prefix}/{metric}", budget) for k in group.index])
                     band(axes, steps, read, colours[arm], label, **options)
+                untrained = np.mean(logged(curves, group.index, f"collapse/{metric}", 0) or math.nan)
+                axes.plot(0, untrained, "D", color=colours[arm], fillstyle="none", label=f"{arm}, untrained", clip_on=False)
         grid[i][0].set_ylabel(f"{env}\nepisodic return")
         for axes, metric in zip(grid[i][1:], PANELS, strict=True):
             axes.set_ylabel(COLLAPSE[metric])
@@ -343,10 +396,32 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
     save(figure, path)
 
 
+def plot_verdicts(rows, colours, path):
+    """The aggregate differences from the baseline with their corrected intervals; right of zero the arm is better."""
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    size = (9, 1.3 + len(measures) * (0.25 + 0.22 * len(arms)))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    for row in rows:
+        y = measures.index(row["measure"]) + 0.6 * ((arms.index(row["arm"]) + 0.5) / len(arms) - 0.5)
+        low, middle, high = ((1 if row["more_is_better"] else -1) * row[key] for key in ("low", "difference", "high"))
+        label = f"{row['arm']} ({row['tasks']} tasks, {row['seeds']} seeds)"
+        axes.plot([low, high], [y, y], color=colours[row["arm"]], linewidth=5, alpha=0.45, solid_capstyle="butt")
+        axes.plot(middle, y, "o", color=colours[row["arm"]], label=label)
+    axes.axvline(0, color="black", linewidth=1)
+    claims = {row["measure"]: row["claim"] for row in rows}
+    axes.set_yticks(range(len(measures)), [f"{claims[m]}: {m}" for m in measures])
+    axes.set_ylim(len(measures) - 0.5, -0.5)
+    axes.set_xlabel("\N{LEFTWARDS ARROW} baseline better    difference, normalised    arm better \N{RIGHTWARDS ARROW}")
+    save(figure, path)
+
+
 def plot_aggregate(scores, colours, rng, resamples, path):
     """IQM of normalised final return and area under the curve, per algorithm and arm, with 95 % bootstrap intervals."""
     algos = list(scores.algo.unique())
-    figure, grid = plt.subplots(1, 2, figsize=(10, 1.2 + 0.9 * len(algos)), layout="constrained", sharey=True)
+    most = scores.groupby("algo").arm.nunique().max()
+    size = (10, 1.2 + len(algos) * (0.3 + 0.25 * most))
+    figure, grid = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
     table = []
     for axes, (column, title) in zip(grid, (("final", "final return"), ("auc", "area under the curve")), strict=True):
         for i, algo in enumerate(algos):
@@ -355,16 +430,23 @@ def plot_aggregate(scores, colours, rng, resamples, path):
                 array = matrix(scores[(scores.algo == algo) & (scores.arm == arm)], f"norm_{column}")
                 value, low, high = float(iqm(array)), math.nan, math.nan
                 if len(array) > 1:
-                    low, high = np.quantile(iqm(resampled([array], rng, resamples)[0]), [0.025, 0.975])
-                y = i - 0.3 + 0.6 * (k + 0.5) / len(arms)
+                    low, high = interval_of(iqm, array, rng, resamples)
+                y = i + 0.7 * ((k + 0.5) / len(arms) - 0.5)
                 axes.plot([low, high], [y, y], color=colours[arm], linewidth=5, alpha=0.45, solid_capstyle="butt")
                 axes.plot(value, y, "o", color=colours[arm], label=arm)
                 table.append({"algo": algo, "arm": arm, "measure": column, "iqm": value, "low": low, "high": high})
         axes.set_xlabel(f"IQM of normalised {title}\n(0 random policy, 1 threshold)")
         axes.set_yticks(range(len(algos)), algos)
-    grid[0].invert_yaxis()
+        axes.set_ylim(len(algos) - 0.5, -0.5)
     save(figure, path)
     return pd.DataFrame(table)
+
+
+def interval_of(statistic, array, rng, resamples):
+    """95 % interval of a statistic of the scores (seeds, tasks) of one arm, all tasks' seeds counting."""
+    seeds, tasks = array.shape[:2]
+    draws = statistic(resampled([array], rng, resamples)[0])
+    return expanded_interval(draws, statistic(array), seeds, tasks * (seeds - 1))
 
 
 def matrix(scores, column):
@@ -374,36 +456,40 @@ def matrix(scores, column):
     return np.stack([group[:n] for group in groups], axis=-1)
 
 
-def plot_profile(scores, efficiency, colours, rng, resamples, paths):
-    """Performance profile (share of runs above a score), and sample efficiency (IQM against the share of the budget)."""
-    figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+def plot_profile(scores, efficiency, colours, rng, resamples, out):
+    """Performance profile (share of runs above a score) and sample efficiency (IQM against the share of the budget)."""
     low = min(0.0, float(scores.norm_final.quantile(0.02)))
-    taus = np.linspace(low, max(1.2, scores.norm_final.max()), 200)
-    for arm, colour in colours.items():
-        array = matrix(scores[scores.arm == arm], "norm_final")
-        above = lambda x: (x[..., None] > taus).mean((-3, -2))  # noqa: E731
-        axes.plot(taus, above(array), color=colour, label=arm)
-        if len(array) > 1:
-            draws = above(resampled([array], rng, min(resamples, 2000))[0])
-            axes.fill_between(taus, *np.quantile(draws, [0.025, 0.975], axis=0), color=colour, alpha=0.2, linewidth=0)
-    axes.set_xlabel("normalised final return τ (0 random policy, 1 threshold)")
-    axes.set_ylabel("share of runs above τ")
-    save(figure, paths[0])
-    figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
-    for arm, colour in colours.items():
-        rows = scores[scores.arm == arm]
-        groups = [efficiency[group.sort_values("seed").index] for _, group in rows.groupby(["env", "algo"])]
-        n = min(map(len, groups))
-        cube = np.stack([group[:n] for group in groups], axis=1)  # seeds, tasks, points
-        share = np.linspace(1 / POINTS, 1, POINTS)
-        axes.plot(share, iqm(np.moveaxis(cube, -1, 0)), color=colour, label=arm)
-        if n > 1:
-            index = rng.integers(n, size=(min(resamples, 2000), n, cube.shape[1]))
-            draws = [iqm(cube[..., p][index, np.arange(cube.shape[1])]) for p in range(POINTS)]
-            axes.fill_between(share, *np.quantile(draws, [0.025, 0.975], axis=1), color=colour, alpha=0.2, linewidth=0)
-    axes.set_xlabel("share of the step budget")
-    axes.set_ylabel("IQM of normalised return")
-    save(figure, paths[1])
+    taus, shares = np.linspace(low, max(1.2, scores.norm_final.max()), 200), np.linspace(1 / POINTS, 1, POINTS)
+    resamples = min(resamples, 2000)
+    plots = {
+        "profile": (taus, "normalised final return τ (0 random policy, 1 threshold)", "share of runs above τ"),
+        "efficiency": (shares, "share of the step budget", "IQM of normalised return"),
+    }
+    for name, (x, x_label, y_label) in plots.items():
+        figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+        frames = []
+        for arm, colour in colours.items():
+            rows = scores[scores.arm == arm]
+            if name == "profile":
+                array = matrix(rows, "norm_final")
+                statistics = [lambda x: (x[..., None] > taus).mean((-3, -2))]
+                arrays = [array]
+            else:
+                groups = [efficiency[group.sort_values("seed").index] for _, group in rows.groupby(["env", "algo"])]
+                array = np.stack([group[: min(map(len, groups))] for group in groups], axis=1)  # seeds, tasks, points
+                statistics, arrays = [iqm] * POINTS, np.moveaxis(array, -1, 0)
+            value = np.hstack([f(a) for f, a in zip(statistics, arrays, strict=True)])
+            axes.plot(x, value, color=colour, label=arm)
+            frame = pd.DataFrame({"arm": arm, "x": x, "value": value, "low": math.nan, "high": math.nan})
+            if len(array) > 1:
+                both = [interval_of(f, a, rng, resamples) for f, a in zip(statistics, arrays, strict=True)]
+                frame["low"], frame["high"] = (np.hstack(side) for side in zip(*both, strict=True))
+                axes.fill_between(x, frame.low, frame.high, color=colour, alpha=0.2, linewidth=0)
+            frames.append(frame)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        save(figure, out / f"{name}.png")
+        pd.concat(frames).to_csv(out / f"{name}.csv", index=False, float_format="%.5g")
 
 
 # The report
@@ -418,6 +504,15 @@ def number(x, digits=3):
 def table(rows, header):
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows]) + "\n"
+
+
+def aggregate_table(rows):
+    measure = "measure (normalised: 0 random policy, 1 threshold)"
+    header = ("arm", "against", "claim", measure, "the other's", "the arm's", "difference, corrected")
+    words = [[row[key] for key in ("arm", "against", "claim", "measure")] for row in rows]
+    numbers = [[number(row[key]) for key in ("of_against", "of_arm")] for row in rows]
+    last = [f"{number(row['difference'])} [{number(row['low'])}, {number(row['high'])}]" for row in rows]
+    return table([(*w, *n, d) for w, n, d in zip(words, numbers, last, strict=True)], header)
 
 
 def main():
@@ -437,7 +532,9 @@ def main():
         fail(f"{folder} cannot be written: {error.strerror}")
     style()
     arms = sorted(runs.arm.unique(), key=lambda arm: (arm != "baseline", arm != "acpg", arm))
-    colours = {arm: COLOURS[i % len(COLOURS)] for i, arm in enumerate(arms)}
+    others = [arm for arm in arms if arm not in ("baseline", "acpg")]
+    colours = {"baseline": COLOURS[0], "acpg": COLOURS[1]} | {arm: COLOURS[2 + i % 5] for i, arm in enumerate(others)}
+    colours = {arm: colours[arm] for arm in arms}
     envs = list(runs.env.unique())
     cache_path = folder / "references.json"
     cache = json.loads(cache_path.read_text()) if cache_path.is_file() else {}
@@ -482,15 +579,19 @@ def main():
                 d = (treated.loc[common, metric] - base.loc[common, metric]).to_numpy(float)
                 if not len(d) or not np.isfinite(d).all():
                     continue
-                low, high = mean_interval(d, rng, resamples=args.resamples)
+                if metric == "failed":
+                    low, high = failure_interval(d)
+                elif metric == "steps_to_threshold" and not (treated.reached[common].any() or base.reached[common].any()):
+                    low, high = math.nan, math.nan  # all are censored: that they are equal says nothing
+                else:
+                    low, high = mean_interval(d, rng, resamples=args.resamples)
                 p, p_low, p_high = improvement(sign * d)
                 row = {"env": env, "algo": algo, "arm": arm, "metric": metric, "seeds": len(d), "difference": d.mean()}
                 differences.append(row | {"low": low, "high": high, "p_improvement": p, "p_low": p_low, "p_high": p_high})
             pair = [x.loc[common, "final"].to_numpy()[:, None] for x in (base, treated)]
             if len(common) > 1:
-                draws = [cvar(x[..., 0]) for x in resampled(pair, rng, args.resamples)]
-                low, high = np.quantile(draws[1] - draws[0], [0.025, 0.975])
-                d = cvar(pair[1][:, 0]) - cvar(pair[0][:, 0])
+                worst = lambda x: cvar(x[..., 0])  # noqa: E731
+                d, low, high = aggregate_difference(worst, "task", *pair, rng, args.resamples, 0.95)
                 row = {"env": env, "algo": algo, "arm": arm, "metric": "cvar25", "seeds": len(common), "difference": d}
                 differences.append(row | {"low": low, "high": high})
     cells, differences = pd.DataFrame(cells), pd.DataFrame(differences)
@@ -499,13 +600,16 @@ def main():
 
     # Curves, compact: mean over seeds with the pointwise interval of the plots
     compact = []
+    tags = ["charts/episodic_return"] + [f"{prefix}/{metric}" for metric in PANELS for prefix in ("collapse", "collapse_null")]
     for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
-        r = returns[group.index]
-        half = stats.t.ppf(0.975, len(r) - 1) * stats.sem(r) if len(r) > 1 else np.full(POINTS, math.nan)
-        steps = np.linspace(1 / POINTS, 1, POINTS) * group.budget.iloc[0]
-        frame = {"env": env, "algo": algo, "arm": arm, "step": steps, "mean": r.mean(0), "low": r.mean(0) - half}
-        compact.append(pd.DataFrame(frame | {"high": r.mean(0) + half}))
-    pd.concat(compact).to_csv(out / "curves.csv", index=False, float_format="%.6g")
+        budget = group.budget.iloc[0]
+        steps = np.linspace(1 / POINTS, 1, POINTS) * budget
+        for tag in tags:
+            read = np.stack([on_grid(curves[k], tag, budget) for k in group.index])
+            mean, low, high = mean_band(read)
+            frame = {"env": env, "algo": algo, "arm": arm, "tag": tag, "step": steps, "mean": mean, "low": low, "high": high}
+            compact.append(pd.DataFrame(frame))
+    pd.concat(compact).to_csv(out / "curves.csv", index=False, float_format="%.5g")
 
     # Collapse
     collapse = []
@@ -513,9 +617,8 @@ def main():
         for metric in COLLAPSE:
             read = {}
             for name, tag, at in (("untrained", "collapse", 0), ("trained", "collapse", -1), ("null", "collapse_null", -1)):
-                values = [curves[k].get(f"{tag}/{metric}", pd.Series(dtype=float)).dropna() for k in group.index]
-                values = np.array([v.iloc[at] for v in values if len(v)])
-                read[name] = values.mean() if len(values) else math.nan
+                values = logged(curves, group.index, f"{tag}/{metric}", at)
+                read[name] = np.mean(values) if values else math.nan
                 if name == "trained":
                     read["low"], read["high"] = mean_interval(values, rng, resamples=args.resamples)
             collapse.append({"env": env, "algo": algo, "arm": arm, "metric": metric} | read)
@@ -524,7 +627,7 @@ def main():
 
     # Across environments
     scores = runs[runs.norm_final.notna()]
-    aggregates, verdicts = [], []
+    aggregates, verdicts, controls = [], [], []
     if not scores.empty:
         for arm in arms[1:] if arms[0] == "baseline" else []:
             rows, tasks, seeds = compare_aggregates(scores, arm, rng, args.resamples)
@@ -534,23 +637,28 @@ def main():
                 verdicts.append(
                     (arm, claim, verdict(claim, part) if part and seeds >= VERDICT_SEEDS else "too few seeds", tasks, seeds)
                 )
+        if "acpg" in arms:
+            for control in others:
+                controls += compare_aggregates(scores, "acpg", rng, args.resamples, against=control)[0]
+        if aggregates:
+            plot_verdicts(aggregates, colours, out / "verdicts.png")
         efficiency = (returns - random.to_numpy()[:, None]) / span.to_numpy()[:, None]
         table_iqm = plot_aggregate(scores, colours, rng, args.resamples, out / "aggregate.png")
         table_iqm.to_csv(out / "iqm.csv", index=False, float_format="%.6g")
-        profiles = (out / "profile.png", out / "efficiency.png")
         tasks = scores.groupby("arm")[["env", "algo"]].apply(lambda x: len(x.drop_duplicates()))
         everywhere = {arm: colour for arm, colour in colours.items() if tasks.get(arm) == tasks.max()}
-        plot_profile(scores, efficiency, everywhere, rng, args.resamples, profiles)
-    pd.DataFrame(aggregates).to_csv(out / "aggregates.csv", index=False, float_format="%.6g")
+        plot_profile(scores, efficiency, everywhere, rng, args.resamples, out)
+    pd.DataFrame(aggregates + controls).to_csv(out / "aggregates.csv", index=False, float_format="%.6g")
+    pd.DataFrame(verdicts, columns=["arm", "claim", "verdict", "tasks", "seeds"]).to_csv(out / "verdicts.csv", index=False)
     plot_curves(runs, returns, thresholds, colours, out / "curves.png")
     for algo in runs.algo.unique():
         plot_collapse(runs, curves, returns, algo, colours, out / f"collapse_{algo}.png")
 
     # report.md
     text = [
-        f"# Report\n\n{len(runs)} finished runs of {len(envs)} environments. Made by `python report.py`; docs/benchmark.md "
+        f"# Report\n\n{len(runs)} finished runs; environments: {', '.join(envs)}. Made by `python report.py`; docs/benchmark.md"
+        " explains every number. Differences are arm minus baseline, paired by seed, with 95 % intervals.\n"
     ]
-    text[0] += "explains every number. Differences are arm minus baseline, paired by seed, with 95 % intervals.\n"
     if problems:
         text.append(f"**Missing: {len(problems)} runs.** Their pairs are left out of every comparison.\n")
         text.append("\n".join(f"- {problem}" for problem in problems) + "\n")
@@ -570,20 +678,12 @@ def main():
         header = ("arm", "claim", "verdict", "tasks (environment x algorithm)", "seeds")
         text.append(table([(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], header))
         if aggregates:
-            rows = [
-                (r["arm"], r["claim"], r["measure"], number(r["baseline"]), number(r["treated"]))
-                + (f"{number(r['difference'])} [{number(r['low'])}, {number(r['high'])}]",)
-                for r in aggregates
-            ]
-            header = (
-                "arm",
-                "claim",
-                "measure (normalised: 0 random policy, 1 threshold)",
-                "baseline",
-                "arm's",
-                "difference, corrected",
-            )
-            text.append(table(rows, header))
+            text.append("![verdicts](report/verdicts.png)\n")
+            text.append(aggregate_table(aggregates))
+        if controls:
+            text.append("### ACPG against the controls\n\nOn the tasks that both have, in the same way; no verdicts.\n")
+            text.append(aggregate_table(controls))
+        text.append("### Across environments\n")
         if left_out := sorted(set(scores.arm) - set(everywhere)):
             text.append(f"Arms without runs on every task are left out of the last two plots: {', '.join(left_out)}.\n")
         text.append("![IQM](report/aggregate.png)\n\n![profile](report/profile.png)\n\n![efficiency](report/efficiency.png)\n")

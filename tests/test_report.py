@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import interval_coverage
 import numpy as np
 import pandas as pd
 import pytest
@@ -135,10 +136,51 @@ def test_the_interval_at_its_edges():
     assert wide[0] < low < 3.2 < high < wide[1]
 
 
+def test_an_expanded_interval_is_a_t_interval_where_that_is_right():
+    """For the mean of normal values the bootstrap's quantiles are those of a normal with the biased standard deviation."""
+    x = stats.norm.ppf((np.arange(10) + 0.5) / 10)
+    draws = x.mean() + x.std() / np.sqrt(10) * stats.norm.ppf((np.arange(99999) + 0.5) / 99999)
+    for level in (0.95, 0.99):
+        ours = report.expanded_interval(draws, x.mean(), 10, 9, level)
+        assert ours == pytest.approx(stats.ttest_1samp(x, 0).confidence_interval(level), rel=1e-3)
+    low, high = report.expanded_interval(np.array([[1.0, 5], [2, 5], [3, 5]]), np.array([2.0, 5]), 10, 9)
+    assert low[0] < 1 and high[0] > 3 and low[1] == high[1] == 5  # several statistics at once
+
+
+def test_interval_of_a_difference_of_failure_rates():
+    """By hand for ten pairs: all equal, 0 +- 1.96 sqrt(1) / 12; one up, three down, -2/12 +- 1.96 sqrt(5 - 4/12) / 12."""
+    assert report.failure_interval(np.zeros(10)) == pytest.approx((-1.96 / 12, 1.96 / 12), rel=1e-4)
+    low, high = report.failure_interval(np.array([-1, -1, -1, 1, 0, 0, 0, 0, 0, 0]))
+    half = 1.959964 * math.sqrt(5 - 4 / 12) / 12
+    assert (low, high) == pytest.approx((-2 / 12 - half, -2 / 12 + half))
+    assert report.failure_interval(-np.ones(10))[0] == -1.0
+
+
+@pytest.mark.parametrize("skewed", [False, True], ids=["normal", "skewed"])
+def test_the_aggregate_intervals_hold_their_level_at_ten_seeds(skewed):
+    """On four tasks; and the plain percentile bootstrap does not, for the worst quarter and the spread."""
+    ours, plain = interval_coverage.of_aggregates(4, skewed, trials=300, resamples=500)
+    assert (ours > 0.91).all() and 0.93 < ours.mean() < 0.97, ours  # the standard error of each is .013
+    assert plain[[3, 5]].mean() < ours[[3, 5]].mean() - 0.02
+
+
 def test_one_value_far_off_does_not_blow_the_interval_up():
     x = np.array([-84.0, -85, -83, -84, -86, -82, -84, -85, -83, -500])
     low, high = report.mean_interval(x, np.random.default_rng(0))
     assert low < x.mean() < high and high - low < 3 * x.std(ddof=1)
+
+
+@pytest.mark.parametrize("arm, against, side", [("acpg", "baseline", "better"), ("baseline", "acpg", "worse")])
+def test_every_measure_knows_which_way_is_better(arm, against, side):
+    """ACPG higher, earlier and steadier by far: all six are better, and all worse the other way round."""
+    rng, rows = np.random.default_rng(0), []
+    for seed in range(10):
+        for name, final, auc, steps, spread in (("baseline", 0.4, 0.3, 0.9, 0.1), ("acpg", 0.9, 0.8, 0.3, 0.01)):
+            values = rng.normal([final, auc, steps], spread)
+            values = dict(zip(("norm_final", "norm_auc", "norm_steps"), values, strict=True))
+            rows.append({"env": "e", "algo": "ppo", "arm": name, "seed": seed} | values)
+    table, tasks, seeds = report.compare_aggregates(pd.DataFrame(rows), arm, rng, 2000, against)
+    assert len(table) == 6 and all(row[side] for row in table) and (tasks, seeds) == (1, 10)
 
 
 def test_verdicts():
@@ -171,7 +213,7 @@ def test_everything_is_written(tmp_path):
     result = make_report(tmp_path)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     text = (tmp_path / "report.md").read_text()
-    for name in ("curves", "collapse_ppo", "aggregate", "profile", "efficiency"):
+    for name in ("verdicts", "curves", "collapse_ppo", "aggregate", "profile", "efficiency"):
         picture = tmp_path / "report" / f"{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG") and f"report/{name}.png" in text
     collapse = pd.read_csv(tmp_path / "report" / "collapse.csv")
@@ -183,6 +225,38 @@ def test_everything_is_written(tmp_path):
     runs = pd.read_csv(tmp_path / "report" / "runs.csv")
     cartpole = runs[runs.env == "CartPole-v1"]
     assert np.allclose(cartpole.norm_final, (cartpole.final - random) / (475 - random), atol=1e-3)
+
+
+def test_failures_and_censored_steps(tmp_path):
+    """Baseline fails, ACPG does not; neither reaches the threshold, so nothing is known of the steps' difference."""
+    for seed in (1, 2, 3):
+        write_run(tmp_path, arm="baseline", seed=seed, level=30 + seed)
+        write_run(tmp_path, arm="acpg", seed=seed, level=400 + seed)
+    assert make_report(tmp_path).returncode == 0
+    frame = pd.read_csv(tmp_path / "report" / "differences.csv").set_index("metric")
+    assert frame.difference["failed"] == -1 and frame.p_improvement["failed"] == 1
+    assert frame.low["failed"] == -1 and frame.high["failed"] == pytest.approx((-3 + 1.96 * math.sqrt(4 - 9 / 5)) / 5, rel=1e-2)
+    assert frame.difference["steps_to_threshold"] == 0 and math.isnan(frame.low["steps_to_threshold"])
+    write_run(tmp_path, arm="baseline", seed=4, level=20)
+    write_run(tmp_path, arm="acpg", seed=4, level=900)
+    assert make_report(tmp_path).returncode == 0
+    frame = pd.read_csv(tmp_path / "report" / "differences.csv").set_index("metric")
+    assert frame.low["steps_to_threshold"] < frame.difference["steps_to_threshold"] < 0
+
+
+def test_controls_are_compared_with_acpg(tmp_path):
+    """On the tasks both have, with the sign of ACPG minus the control, and without verdicts of their own."""
+    write_sweep(tmp_path, seeds=5, arms=("baseline", "acpg"))
+    for seed in range(1, 6):
+        write_run(tmp_path, arm="random", seed=seed, level=200.0 + seed)
+    result = make_report(tmp_path)
+    assert result.returncode == 0 and "against" not in result.stdout
+    frame = pd.read_csv(tmp_path / "report" / "aggregates.csv")
+    against = frame[(frame.arm == "acpg") & (frame.against == "random")].set_index("measure")
+    assert len(against) == 6 and (against.tasks == 1).all()
+    row = against.loc["final return, IQM"]
+    assert row.difference == pytest.approx(row.of_arm - row.of_against, rel=1e-3) and row.low > 0
+    assert "ACPG against the controls" in (tmp_path / "report.md").read_text()
 
 
 def test_missing_runs_are_named(tmp_path):
@@ -236,6 +310,15 @@ def test_mixed_settings_are_refused(tmp_path, change, word):
     assert result.returncode == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert word in result.stderr
     assert not (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize("key, value", [("total_timesteps", 20000), ("max_episode_steps", 100), ("env_kwargs", '{"a": 1}')])
+def test_arms_that_do_not_compare_are_refused(tmp_path, key, value):
+    write_sweep(tmp_path, seeds=2, arms=("baseline",))
+    write_run(tmp_path, arm="acpg", args={key: value})
+    result = make_report(tmp_path)
+    assert result.returncode == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert key in result.stderr and "acpg" in result.stderr and not (tmp_path / "report.md").exists()
 
 
 def test_folders_without_runs_are_refused(tmp_path):
