@@ -7,8 +7,10 @@ report.md, CSV files with every number, and PNG plots. The arm called `baseline`
 docs/benchmark.md explains each number.
 """
 
+import importlib
 import json
 import math
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -31,8 +33,9 @@ SMOOTH = POINTS // 20  # points that "steps to threshold" averages
 SPREAD_FLOOR = 0.3
 VERDICT_SEEDS = 5  # fewer than so many have no verdict: the bootstrap of the aggregates would claim too much
 REFERENCE_EPISODES = 100
+REFERENCE_STEPS = 1_000_000  # a random policy whose episodes take longer than these in all has no reference
 SETUP = {"run_dir", "seed", "exp_name", "torch_threads", "track", "wandb_project_name", "wandb_entity", "capture_video"}
-SHARED = ("total_timesteps", "env_kwargs", "max_episode_steps")  # what arms must have in common to be compared
+SHARED = ("total_timesteps", "env_kwargs", "max_episode_steps")  # the same for all arms, the last two for all algorithms too
 METRICS = {"final": 1, "best": 1, "auc": 1, "steps_to_threshold": -1, "drawdown": -1, "failed": -1}  # 1: more is better
 COLLAPSE = {
     "alignment": "AC1 alignment (1)",
@@ -63,61 +66,80 @@ def fail(message):
 # Reading
 
 
-def read_runs(folder):
-    """(runs, curves, problems): a table with one row per finished run, its curves by index, and what is missing.
+def read_json(path):
+    """The object in a JSON file; empty if there is no such file. Ends in one line if it holds something else."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        fail(f"{path} cannot be read; remove it or restore it")
 
-    Ends in one line if there is nothing to read or if one arm's runs were made with different settings.
+
+def read_runs(folder):
+    """(runs, curves, problems, settings): a table with one row per finished run, its curves by index, what is missing (a
+    dict from the run's folder to why), and each arm's arguments.
+
+    Ends in one line if there is nothing to read or if runs that are to be compared were made with different settings.
     """
-    rows, curves, problems, settings = [], [], [], {}
+    rows, curves, problems, settings, finished = [], [], {}, {}, set()
     for path in sorted(folder.rglob("run.json")):
+        run = path.parent.name
         try:
             record = json.loads(path.read_text())
             args, status = record["args"], record["status"]
             algo, _, arm = args["exp_name"].partition("_")
             env_id, seed, steps = args["env_id"], args["seed"], args["total_timesteps"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            problems.append(f"{path.parent.name}: run.json cannot be read")
+            problems[run] = "run.json cannot be read"
             continue
-        name = f"{env_id} {algo} {arm} seed {seed}"
         if status != "finished":
-            problems.append(f"{name}: {status}")
+            problems[run] = status
             continue
         try:
             curve = pd.read_csv(path.parent / "progress.csv")
             returns = curve[["global_step", "charts/episodic_return"]].dropna()
         except (OSError, ValueError, KeyError):
-            problems.append(f"{name}: progress.csv cannot be read")
+            problems[run] = "progress.csv cannot be read"
             continue
         if returns.empty:
-            problems.append(f"{name}: no episode ended")
+            problems[run] = "no episode ended"
             continue
         key = (env_id, algo, arm)
         own = {k: v for k, v in args.items() if k not in SETUP} | {"script_sha256": record.get("script_sha256")}
-        first = settings.setdefault(key, own)
-        if different := sorted(k for k in first.keys() | own.keys() if first.get(k) != own.get(k)):
-            shown = ", ".join(f"{k} {first.get(k)!r} and {own.get(k)!r}" for k in different[:3])
-            fail(f"{folder} mixes runs of {env_id} {algo} {arm} made with different settings ({shown}); keep one kind")
-        for (*cell, other), theirs in settings.items():
-            if cell == [env_id, algo] and (different := [k for k in SHARED if theirs.get(k) != own.get(k)]):
-                shown = ", ".join(f"{k} {theirs.get(k)!r} and {own.get(k)!r}" for k in different)
-                fail(f"{folder} mixes {env_id} {algo} {other} and {arm}, which do not compare ({shown}); keep one kind")
-        if seed in [row["seed"] for row in rows if (row["env"], row["algo"], row["arm"]) == key]:
-            fail(f"{folder} holds {name} twice; remove one")
+        refuse_mixture(folder, key, own, key, settings.setdefault(key, own), own.keys() | settings[key].keys())
+        for other, theirs in settings.items():
+            if other[0] == env_id:
+                refuse_mixture(folder, other, theirs, key, own, SHARED[other[1] != algo :])
+        if (*key, seed) in finished:
+            fail(f"{folder} holds {env_id} {algo} {arm} seed {seed} twice; remove one")
+        finished.add((*key, seed))
         rows.append({"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": steps, "wall_time": record["wall_time"]})
         curves.append(curve)
-    manifest = folder / "manifest.json"
-    if manifest.is_file():
-        finished = {str(row["seed"]) + row["env"] + row["algo"] + row["arm"] for row in rows}
-        for name, run in json.loads(manifest.read_text()).get("runs", {}).items():
-            flags = run["flags"].split()
-            value = {flag: flags[flags.index(flag) + 1] for flag in ("--seed", "--env-id", "--exp-name")}
-            known = value["--seed"] + value["--env-id"] + value["--exp-name"].replace("_", "", 1)
-            text = name.replace("__", " ")
-            if known not in finished and not any(value["--env-id"] in p and p.startswith(text) for p in problems):
-                problems.append(f"{text}: {'no result' if run['status'] == 'finished' else run['status']}")
+    names = {run_name(*key) for key in finished}
+    for run, planned in read_json(folder / "manifest.json").get("runs", {}).items():
+        if run not in problems and run not in names:
+            problems[run] = "no result" if planned["status"] == "finished" else planned["status"]
     if not rows:
         fail(f"{folder} holds no finished runs" + (f" ({len(problems)} unfinished)" if problems else "") + "; run benchmark.sh")
-    return pd.DataFrame(rows), curves, problems, settings
+    runs = pd.DataFrame(rows)
+    for (env_id, algo), cell in runs.groupby(["env", "algo"]):
+        for arm in cell.arm.unique():
+            for seed in sorted(set(cell.seed) - set(cell.seed[cell.arm == arm])):
+                problems.setdefault(run_name(env_id, algo, arm, seed), "no run")
+    return runs, curves, problems, settings
+
+
+def run_name(env_id, algo, arm, seed):
+    """The name of a run's folder, as benchmark.py gives it."""
+    return re.sub(r"[^\w.=-]+", "_", f"{env_id}__{algo}_{arm}__{seed}")
+
+
+def refuse_mixture(folder, one, settings, other, others, keys):
+    if different := sorted(k for k in keys if settings.get(k) != others.get(k)):
+        shown = ", ".join(f"{k} {settings.get(k)!r} and {others.get(k)!r}" for k in different[:3])
+        names = " and ".join(dict.fromkeys(" ".join(key) for key in (one, other)))
+        fail(f"{folder} mixes runs of {names} made with different settings ({shown}); keep one kind")
 
 
 def on_grid(curve, tag, budget):
@@ -130,22 +152,37 @@ def on_grid(curve, tag, budget):
     return np.interp(np.linspace(budget / POINTS, budget, POINTS), steps[known], values[known])
 
 
+def reward_threshold(env_id):
+    """The environment's threshold, or None; an id such as module:MyEnv-v0 has its module imported first."""
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name).reward_threshold
+    except Exception as error:  # importing somebody's module can fail in any way
+        fail(f"the runs' environment {env_id} cannot be found ({' '.join(str(error).split())}); put its module on PYTHONPATH")
+
+
 def random_return(args, seed, cache):
-    """Mean return of the uniform random policy, over REFERENCE_EPISODES seeded episodes; measured once per folder."""
+    """Mean return of the uniform random policy, over REFERENCE_EPISODES seeded episodes; measured once per folder and seed.
+
+    None if those take more than REFERENCE_STEPS steps.
+    """
     key = " ".join(str(args[k]) for k in ("env_id", "env_kwargs", "max_episode_steps"))
-    if key not in cache:
+    if cache.get(key, {}).get("seed") != seed:
         env = gym.make(args["env_id"], max_episode_steps=args["max_episode_steps"], **json.loads(args["env_kwargs"]))
         env.action_space.seed(seed)
-        totals = []
-        for episode in range(REFERENCE_EPISODES):
-            env.reset(seed=seed if episode == 0 else None)
+        totals, steps = [], 0
+        while len(totals) < REFERENCE_EPISODES and steps < REFERENCE_STEPS:
+            env.reset(seed=seed if not totals else None)
             total, over = 0.0, False
-            while not over:
+            while not over and steps < REFERENCE_STEPS:
                 _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-                total, over = total + float(reward), terminated or truncated
+                total, over, steps = total + float(reward), terminated or truncated, steps + 1
             totals.append(total)
         env.close()
-        cache[key] = {"mean": float(np.mean(totals)), "standard_error": float(stats.sem(totals)), "episodes": len(totals)}
+        mean, error = (float(np.mean(totals)), float(stats.sem(totals))) if steps < REFERENCE_STEPS else (None, None)
+        cache[key] = {"mean": mean, "standard_error": error, "episodes": len(totals), "seed": seed}
     return cache[key]["mean"]
 
 
@@ -173,13 +210,16 @@ def mean_interval(x, rng, level=0.95, resamples=5000):
     Unlike the percentile bootstrap, which covers about 90 % at ten values, it holds its level there, on skewed data too. A
     resample's standard deviation counts as at least SPREAD_FLOOR of the sample's: where one value lies far off, those
     without it would make the interval tens of times wider, and cover no more (tests/interval_coverage.py).
-    NaN for fewer than two values; a sample without spread has an interval without width.
+    Two or three values, which have next to no resamples, get a t interval, one NaN; a sample without spread has an interval
+    without width.
     """
     x = np.asarray(x, dtype=float)
     if len(x) < 2 or not np.isfinite(x).all():
         return math.nan, math.nan
     if np.ptp(x) == 0:
         return x[0], x[0]
+    if len(x) < 4:
+        return tuple(stats.ttest_1samp(x, 0).confidence_interval(level))
     sample = x[rng.integers(len(x), size=(resamples, len(x)))]
     spread = sample.std(axis=1, ddof=1)
     t = (sample.mean(axis=1) - x.mean()) / np.maximum(spread, SPREAD_FLOOR * x.std(ddof=1))
@@ -273,9 +313,11 @@ def verdict(claim, rows):
 
 
 def compare_aggregates(scores, arm, rng, resamples, against="baseline"):
-    """Rows of the aggregate table for one arm against another over the tasks (env, algo) that both have.
+    """(rows, tasks, seeds): the aggregate table of one arm against another over the tasks (env, algo) that both have.
 
-    `scores` is the run table with normalised columns. Intervals are those of the whole family together (Bonferroni).
+    `scores` is the run table with normalised columns. Intervals are those of the whole family together (Bonferroni). All
+    tasks have the same number of pairs, the fewest that any has; one with fewer than VERDICT_SEEDS is left out if another has
+    more.
     """
     both = {}
     for key, group in scores.groupby(["env", "algo"]):
@@ -284,6 +326,8 @@ def compare_aggregates(scores, arm, rng, resamples, against="baseline"):
             both[key] = (group, common)
     if not both:
         return [], 0, 0
+    enough = {key: value for key, value in both.items() if len(value[1]) >= VERDICT_SEEDS}
+    both = enough or both
     n = min(len(common) for _, common in both.values())
     if n < 2:
         return [], len(both), n
@@ -296,6 +340,8 @@ def compare_aggregates(scores, arm, rng, resamples, against="baseline"):
     for claim, name, statistic, sign, column, kind in AGGREGATES:
         base, treated = arrays[column, against], arrays[column, arm]
         difference, low, high = aggregate_difference(statistic, kind, base, treated, rng, resamples, level)
+        if column == "steps" and (base == 1).all() and (treated == 1).all():
+            low = high = math.nan  # all are censored: that they are equal says nothing
         row = {"arm": arm, "against": against, "claim": claim, "measure": name, "tasks": len(both), "seeds": n}
         row |= {"of_against": float(statistic(base)), "of_arm": float(statistic(treated)), "difference": difference}
         row |= {"low": low, "high": high, "more_is_better": sign > 0}
@@ -349,7 +395,7 @@ def plot_curves(runs, returns, thresholds, colours, path):
                 steps = np.linspace(1 / POINTS, 1, POINTS) * group.budget.iloc[0] / 1000
                 band(axes, steps, returns[group.index], colours[arm], arm)
             if thresholds[env] is not None:
-                axes.axhline(thresholds[env], color="grey", linestyle=":", linewidth=1)
+                axes.axhline(thresholds[env], color="grey", linestyle=":", linewidth=1, label="reward threshold")
             axes.set_title(f"{env}, {algo}")
             axes.set_ylabel("episodic return" if j == 0 else "")
             axes.set_xlabel("thousand environment steps" if i == len(algos) - 1 else "")
@@ -364,7 +410,7 @@ def logged(curves, index, tag, at):
 
 def plot_collapse(runs, curves, returns, algo, colours, path):
     cell = runs[runs.algo == algo]
-    envs, arms = cell.env.unique(), [a for a in ("baseline", "acpg") if a in set(cell.arm)] or list(cell.arm.unique())[:2]
+    envs, arms = cell.env.unique(), [arm for arm in colours if arm in set(cell.arm)][:2]  # the baseline and ACPG come first
     size = (13, 0.8 + 2.6 * len(envs))
     figure, grid = plt.subplots(len(envs), 1 + len(PANELS), figsize=size, squeeze=False, layout="constrained")
     for i, env in enumerate(envs):
@@ -412,7 +458,8 @@ def plot_verdicts(rows, colours, path):
     claims = {row["measure"]: row["claim"] for row in rows}
     axes.set_yticks(range(len(measures)), [f"{claims[m]}: {m}" for m in measures])
     axes.set_ylim(len(measures) - 0.5, -0.5)
-    axes.set_xlabel("\N{LEFTWARDS ARROW} baseline better    difference, normalised    arm better \N{RIGHTWARDS ARROW}")
+    what = "difference with 99.17 % interval, normalised"
+    axes.set_xlabel(f"\N{LEFTWARDS ARROW} baseline better    {what}    arm better \N{RIGHTWARDS ARROW}")
     save(figure, path)
 
 
@@ -425,9 +472,11 @@ def plot_aggregate(scores, colours, rng, resamples, path):
     table = []
     for axes, (column, title) in zip(grid, (("final", "final return"), ("auc", "area under the curve")), strict=True):
         for i, algo in enumerate(algos):
-            arms = [arm for arm in colours if arm in set(scores.arm[scores.algo == algo])]
+            cell = scores[scores.algo == algo]
+            cell = cell[cell.groupby("env").arm.transform("nunique") == cell.arm.nunique()]  # where all arms have been
+            arms = [arm for arm in colours if arm in set(cell.arm)]
             for k, arm in enumerate(arms):
-                array = matrix(scores[(scores.algo == algo) & (scores.arm == arm)], f"norm_{column}")
+                array = matrix(cell[cell.arm == arm], f"norm_{column}")
                 value, low, high = float(iqm(array)), math.nan, math.nan
                 if len(array) > 1:
                     low, high = interval_of(iqm, array, rng, resamples)
@@ -484,6 +533,8 @@ def plot_profile(scores, efficiency, colours, rng, resamples, out):
             if len(array) > 1:
                 both = [interval_of(f, a, rng, resamples) for f, a in zip(statistics, arrays, strict=True)]
                 frame["low"], frame["high"] = (np.hstack(side) for side in zip(*both, strict=True))
+                if name == "profile":  # of shares
+                    frame[["low", "high"]] = frame[["low", "high"]].clip(0, 1)
                 axes.fill_between(x, frame.low, frame.high, color=colour, alpha=0.2, linewidth=0)
             frames.append(frame)
         axes.set_xlabel(x_label)
@@ -508,8 +559,9 @@ def table(rows, header):
 
 def aggregate_table(rows):
     measure = "measure (normalised: 0 random policy, 1 threshold)"
-    header = ("arm", "against", "claim", measure, "the other's", "the arm's", "difference, corrected")
+    header = ("arm", "against", "claim", measure, "better if", "of the latter", "of the arm", "difference, 99.17 %")
     words = [[row[key] for key in ("arm", "against", "claim", "measure")] for row in rows]
+    words = [[*w, "more" if row["more_is_better"] else "less"] for w, row in zip(words, rows, strict=True)]
     numbers = [[number(row[key]) for key in ("of_against", "of_arm")] for row in rows]
     last = [f"{number(row['difference'])} [{number(row['low'])}, {number(row['high'])}]" for row in rows]
     return table([(*w, *n, d) for w, n, d in zip(words, numbers, last, strict=True)], header)
@@ -537,20 +589,20 @@ def main():
     colours = {arm: colours[arm] for arm in arms}
     envs = list(runs.env.unique())
     cache_path = folder / "references.json"
-    cache = json.loads(cache_path.read_text()) if cache_path.is_file() else {}
-    thresholds, randoms = {}, {}
+    cache, thresholds, randoms = read_json(cache_path), {}, {}
     for (env, _, _), own in settings.items():
         if env not in thresholds:
-            thresholds[env] = gym.spec(env).reward_threshold
-            randoms[env] = random_return(own, args.seed, cache)
+            thresholds[env] = reward_threshold(env)
+            randoms[env] = None if thresholds[env] is None else random_return(own, args.seed, cache)
+    usable = [env for env in envs if randoms[env] is not None and thresholds[env] > randoms[env]]
     cache_path.write_text(json.dumps(cache, indent=1) + "\n")
 
     # Each run
     returns = np.stack([on_grid(curve, "charts/episodic_return", b) for curve, b in zip(curves, runs.budget, strict=True)])
     summary = [summarise(r, b, thresholds[e]) for r, b, e in zip(returns, runs.budget, runs.env, strict=True)]
     runs = pd.concat([runs, pd.DataFrame(summary)], axis=1)
-    span = runs.env.map(lambda env: math.nan if thresholds[env] is None else thresholds[env] - randoms[env])
-    random = runs.env.map(randoms)
+    span = runs.env.map(lambda env: thresholds[env] - randoms[env] if env in usable else math.nan)
+    random = runs.env.map(randoms).astype(float)
     runs["norm_final"], runs["norm_auc"] = (runs.final - random) / span, (runs.auc - random) / span
     runs["norm_steps"] = runs.steps_to_threshold / runs.budget
     runs["failed"] = np.where(span.notna(), runs.norm_final < 0.5, math.nan)
@@ -585,7 +637,7 @@ def main():
                     low, high = math.nan, math.nan  # all are censored: that they are equal says nothing
                 else:
                     low, high = mean_interval(d, rng, resamples=args.resamples)
-                p, p_low, p_high = improvement(sign * d)
+                p, p_low, p_high = improvement(sign * d) if np.isfinite(low) or len(d) < 2 else (math.nan,) * 3
                 row = {"env": env, "algo": algo, "arm": arm, "metric": metric, "seeds": len(d), "difference": d.mean()}
                 differences.append(row | {"low": low, "high": high, "p_improvement": p, "p_low": p_low, "p_high": p_high})
             pair = [x.loc[common, "final"].to_numpy()[:, None] for x in (base, treated)]
@@ -594,7 +646,8 @@ def main():
                 d, low, high = aggregate_difference(worst, "task", *pair, rng, args.resamples, 0.95)
                 row = {"env": env, "algo": algo, "arm": arm, "metric": "cvar25", "seeds": len(common), "difference": d}
                 differences.append(row | {"low": low, "high": high})
-    cells, differences = pd.DataFrame(cells), pd.DataFrame(differences)
+    columns = ["env", "algo", "arm", "metric"]  # a file without rows has a header at least
+    cells, differences = pd.DataFrame(cells), pd.DataFrame(differences, columns=None if differences else columns)
     cells.to_csv(out / "cells.csv", index=False, float_format="%.6g")
     differences.to_csv(out / "differences.csv", index=False, float_format="%.6g")
 
@@ -648,7 +701,9 @@ def main():
         tasks = scores.groupby("arm")[["env", "algo"]].apply(lambda x: len(x.drop_duplicates()))
         everywhere = {arm: colour for arm, colour in colours.items() if tasks.get(arm) == tasks.max()}
         plot_profile(scores, efficiency, everywhere, rng, args.resamples, out)
-    pd.DataFrame(aggregates + controls).to_csv(out / "aggregates.csv", index=False, float_format="%.6g")
+    columns = ["arm", "against", "claim", "measure"]
+    frame = pd.DataFrame(aggregates + controls, columns=None if aggregates else columns)
+    frame.to_csv(out / "aggregates.csv", index=False, float_format="%.6g")
     pd.DataFrame(verdicts, columns=["arm", "claim", "verdict", "tasks", "seeds"]).to_csv(out / "verdicts.csv", index=False)
     plot_curves(runs, returns, thresholds, colours, out / "curves.png")
     for algo in runs.algo.unique():
@@ -657,11 +712,13 @@ def main():
     # report.md
     text = [
         f"# Report\n\n{len(runs)} finished runs; environments: {', '.join(envs)}. Made by `python report.py`; docs/benchmark.md"
-        " explains every number. Differences are arm minus baseline, paired by seed, with 95 % intervals.\n"
+        " explains every number. Differences are arm minus baseline, paired by seed. Intervals are of 95 % unless another level"
+        " is given.\n"
     ]
     if problems:
-        text.append(f"**Missing: {len(problems)} runs.** Their pairs are left out of every comparison.\n")
-        text.append("\n".join(f"- {problem}" for problem in problems) + "\n")
+        what = "Their pairs are left out of every comparison, and they do not count as failures to learn"
+        text.append(f"**Missing: {len(problems)} runs.** {what}.\n")
+        text.append("\n".join(f"- {run.replace('__', ' ')}: {why}" for run, why in sorted(problems.items())) + "\n")
     counts = cells.seeds.unique()
     if len(counts) > 1:
         text.append(f"The cells have unequal numbers of seeds ({min(counts)} to {max(counts)}); pairs use the common ones.\n")
@@ -669,11 +726,20 @@ def main():
         text.append("A cell with a single seed has no interval.\n")
     if without := [env for env in envs if thresholds[env] is None]:
         text.append(f"No reward threshold, hence in no aggregate and without steps to it: {', '.join(without)}.\n")
+    if without := [env for env in envs if thresholds[env] is not None and env not in usable]:
+        why = f"the random policy reaches the threshold, or does not end its episodes in {REFERENCE_STEPS:,} steps"
+        text.append(f"In no aggregate, since {why}: {', '.join(without)}.\n")
+    base = cells[cells.arm == "baseline"]
+    if never := [f"{c.env} {c.algo}" for c in base.itertuples() if c.reached == 0]:
+        text.append(f"No seed of the baseline reached the reward threshold within the budget: {', '.join(never)}.\n")
+    if never := [f"{c.env} {c.algo}" for c in base.itertuples() if c.failure_rate == 1]:
+        text.append(f"**Never learned** by the baseline (every seed ends nearer to the random policy): {', '.join(never)}.\n")
     text.append("## Verdicts\n")
     if verdicts:
         text.append(
-            "Each claim from the intervals of the aggregate table, Bonferroni-corrected over its six comparisons; "
-            f"fewer than {VERDICT_SEEDS} seeds have none.\n"
+            "Each claim from the intervals of the aggregate table, of 99.17 %: Bonferroni's correction of 95 % for the six "
+            f"comparisons of an arm. With fewer than {VERDICT_SEEDS} seeds there is none; tasks with fewer are left out where "
+            "others have more. All tasks count as many pairs as the one with the fewest.\n"
         )
         header = ("arm", "claim", "verdict", "tasks (environment x algorithm)", "seeds")
         text.append(table([(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], header))
@@ -681,14 +747,16 @@ def main():
             text.append("![verdicts](report/verdicts.png)\n")
             text.append(aggregate_table(aggregates))
         if controls:
-            text.append("### ACPG against the controls\n\nOn the tasks that both have, in the same way; no verdicts.\n")
+            what = "On the tasks that both have, in the same way, corrected for six comparisons each; no verdicts."
+            text.append(f"### ACPG against the controls\n\n{what}\n")
             text.append(aggregate_table(controls))
+    else:
+        text.append("None: it takes a baseline, another arm, and an environment with a reward threshold.\n")
+    if not scores.empty:
         text.append("### Across environments\n")
         if left_out := sorted(set(scores.arm) - set(everywhere)):
             text.append(f"Arms without runs on every task are left out of the last two plots: {', '.join(left_out)}.\n")
         text.append("![IQM](report/aggregate.png)\n\n![profile](report/profile.png)\n\n![efficiency](report/efficiency.png)\n")
-    else:
-        text.append("None: it takes a baseline, another arm, and an environment with a reward threshold.\n")
     text.append("## Learning\n\n![learning curves](report/curves.png)\n")
     rows = [
         (

@@ -68,6 +68,16 @@ def test_options(tmp_path):
     assert all("a2c_baseline.py" in r and r.endswith("--learning-rate=8e-4") for r in text if "--exp-name a2c_fast" in r)
     assert all(("--max-episode-steps 200" in line) == ("CliffWalking" in line) for line in text)
     assert len(commands("--out", tmp_path, *flags[:-5], "--seeds", "3", "--arms", "baseline")) == 2 * 3  # a count
+    assert commands("--extra", "--gamma 0.9") == commands("--extra=--gamma 0.9") != commands("--slurm-args", "--time=1")
+
+
+def test_quick_leaves_what_was_said():
+    quick = commands("--quick")
+    assert len(quick) == 3 * 2 * 3 and all("CartPole-v1" in run and "100000" in run for run in quick)
+    assert len(commands("--quick", "--seeds", "10")) == 3 * 2 * 10
+    assert all(
+        "Acrobot-v1" in run and "500" in run for run in commands("--quick", "--envs", "Acrobot-v1", "--total-timesteps", "500")
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,6 +92,11 @@ def test_options(tmp_path):
         (("--jobs", "0"), ("--jobs",)),
         (("--total-timesteps", "0"), ("--total-timesteps",)),
         (("--extra=--x 'y",), ("--extra",)),
+        (("--extra", "--seed 3"), ("--extra", "--seeds")),
+        (("--arms", "baseline", "short=acpg:--total_timesteps=5"), ("--arms", "--total-timesteps")),
+        (("--arms", "baseline", "short=acpg:--max-episode-steps 5"), ("--arms", "--extra")),
+        (("--arms", "baseline=acpg:--gamma=0.9"), ("--arms", "another name")),
+        (("--envs", "absent_module:My-v0"), ("--envs", "absent_module")),
         (("--out", "/dev/null/x"), ("--out", "/dev/null/x")),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") and len(value) > 1 else None,
@@ -108,7 +123,7 @@ def test_through_to_the_report(tiny):
     """The failed arm is named with the end of its log, the others go on, the status says so, the report marks it."""
     out, status, stdout, stderr = tiny
     assert status == 1 and "2 of 6 runs failed" in stderr and "ppo_bad 1" in stderr
-    assert "--feature-dim must be at least 1" in stdout and "[6/6, 2 failed" in stdout
+    assert "--feature-dim must be at least 1" in stdout and "exit status 1" in stdout and "[6/6, 2 failed" in stdout
     text = (out / "report.md").read_text()
     assert "Missing: 2 runs" in text and "ppo_bad 1: failed" in text
     assert "| CartPole-v1 | ppo | acpg | auc | 2 |" in text
@@ -135,6 +150,39 @@ def test_a_changed_flag_runs_again(tmp_path):
     record = next((tmp_path / "runs").glob("*/run.json"))
     record.write_text(record.read_text().replace('"script_sha256": "', '"script_sha256": "other'))  # made by another script
     assert "0 of them finished before" in sweep("--out", tmp_path, *ONE, "--extra=--gamma 0.9")[1]
+
+
+def test_other_settings_are_refused_before_anything_runs(tmp_path):
+    """Where they would stay beside the new runs; runs of the same seeds are replaced."""
+    assert sweep("--out", tmp_path, *ONE)[0] == 0
+    before = snapshot(tmp_path)
+    for change in (("--extra", "--gamma 0.9"), ("--total-timesteps", "2048"), ("--total-timesteps", "2048", "--arms", "acpg")):
+        status, _, stderr = sweep("--out", tmp_path, *ONE, "--seeds", "2", "3", *change)
+        assert status == 1 and "CartPole-v1__ppo_baseline__1" in stderr and stderr.count("\n") == 1, stderr
+        assert snapshot(tmp_path) == before
+    assert sweep("--out", tmp_path, *ONE, "--arms", "acpg")[0] == 0
+
+
+def test_an_environment_of_ones_own(tmp_path):
+    """An id such as module:MyEnv-v0, through to the report, with its own threshold."""
+    (tmp_path / "lamp.py").write_text(
+        "import gymnasium as gym\n"
+        "gym.register('Lamp-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=30, reward_threshold=29.0)\n"
+    )
+    environment = ENV | {"PYTHONPATH": str(tmp_path)}
+    command = ["bash", str(ROOT / "benchmark.sh"), "--out", str(tmp_path / "out"), *ONE, "--envs", "lamp:Lamp-v0"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| lamp:Lamp-v0 | ppo | baseline | 1 |" in text and "| 29 |" in text
+
+
+def test_a_run_killed_while_it_wrote_its_record(tmp_path):
+    half = tmp_path / "runs" / "CartPole-v1__ppo_baseline__1"
+    half.mkdir(parents=True)
+    (half / "run.json.tmp").write_text('{"acpg_run"')
+    status, stdout, stderr = sweep("--out", tmp_path, *ONE)
+    assert status == 0, stdout + stderr
 
 
 def test_kill_and_go_on(tmp_path):
@@ -187,18 +235,25 @@ def test_printed_commands_run_anywhere(tmp_path):
 
 @pytest.mark.skipif(bool(slurm_node.why_not()), reason=slurm_node.why_not() or "-")
 def test_slurm(tmp_path):
-    """A job array on a real single-node SLURM, and the report job that waits for it."""
+    """A job array on a real single-node SLURM, an arm of which fails, and the report job that waits for its end."""
     with slurm_node.slurm(tmp_path / "slurm") as env:
         out = tmp_path / "out"
-        command = ["bash", str(ROOT / "benchmark.sh"), "--out", str(out), *ONE, "--seeds", "3", "--slurm"]
+        command = ["bash", str(ROOT / "benchmark.sh"), "--out", str(out), *ONE, "--seeds", "2", "--slurm"]
+        command += ["--arms", "baseline", "bad=acpg:--feature-dim=0", "--slurm-args", "--time=10 --comment='a b'"]
         result = subprocess.run(command, env=ENV | env, capture_output=True, text=True)
-        assert result.returncode == 0 and "submitted 3 runs" in result.stdout, result.stderr
+        assert result.returncode == 0 and "submitted 4 runs" in result.stdout, result.stderr
+        again = subprocess.run(command, env=ENV | env, capture_output=True, text=True)
+        assert again.returncode == 1 and "another sweep" in again.stderr and again.stderr.count("\n") == 1
         deadline = time.monotonic() + 240
         while subprocess.run(["squeue", "-h"], env=env, capture_output=True, text=True).stdout:
             assert time.monotonic() < deadline
             time.sleep(1)
-    assert len(starts(out)) == 3, [path.read_text() for path in (out / "logs").iterdir()]
-    assert "3 finished runs" in (out / "report.md").read_text()
+    assert len(starts(out)) == 2, [path.read_text() for path in (out / "logs").iterdir()]
+    text = (out / "report.md").read_text()
+    assert "2 finished runs" in text and "Missing: 2 runs" in text and "ppo_bad 2: failed" in text
+    runs = json.loads((out / "manifest.json").read_text())["runs"]
+    assert [run["status"] for _, run in sorted(runs.items())] == ["failed", "failed", "finished", "finished"]
+    assert all(run["wall_time"] > 0 for run in runs.values() if run["status"] == "finished")
 
 
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="sbatch is installed")

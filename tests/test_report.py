@@ -131,6 +131,7 @@ def test_the_interval_at_its_edges():
     rng = np.random.default_rng(0)
     assert report.mean_interval(np.array([5.0, 5.0, 5.0]), rng) == (5.0, 5.0)
     assert all(math.isnan(x) for x in report.mean_interval(np.array([5.0]), rng))
+    assert report.mean_interval(np.array([1.0, 3.0]), rng) == pytest.approx((2 - 12.7062, 2 + 12.7062), rel=1e-4)  # t of one
     low, high = report.mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 6.0]), rng)
     wide = report.mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 6.0]), rng, level=0.99)
     assert wide[0] < low < 3.2 < high < wide[1]
@@ -181,6 +182,7 @@ def test_every_measure_knows_which_way_is_better(arm, against, side):
             rows.append({"env": "e", "algo": "ppo", "arm": name, "seed": seed} | values)
     table, tasks, seeds = report.compare_aggregates(pd.DataFrame(rows), arm, rng, 2000, against)
     assert len(table) == 6 and all(row[side] for row in table) and (tasks, seeds) == (1, 10)
+    assert all(row["low"] <= row["difference"] <= row["high"] for row in table)
 
 
 def test_verdicts():
@@ -242,6 +244,7 @@ def test_failures_and_censored_steps(tmp_path):
     assert make_report(tmp_path).returncode == 0
     frame = pd.read_csv(tmp_path / "report" / "differences.csv").set_index("metric")
     assert frame.low["steps_to_threshold"] < frame.difference["steps_to_threshold"] < 0
+    assert frame.p_improvement["steps_to_threshold"] == (3 / 2 + 1) / 4
 
 
 def test_controls_are_compared_with_acpg(tmp_path):
@@ -264,16 +267,47 @@ def test_missing_runs_are_named(tmp_path):
     write_sweep(tmp_path, seeds=4)
     write_run(tmp_path, arm="acpg", seed=5, status="interrupted")
     write_run(tmp_path, arm="baseline", seed=5)
-    flags = "--env-id CartPole-v1 --exp-name ppo_acpg --seed 6 --total-timesteps 10000"
-    runs = {"CartPole-v1__ppo_acpg__6": {"script": "ppo_acpg.py", "flags": flags, "status": "failed", "wall_time": None}}
+    write_run(tmp_path, arm="acpg", seed=7)  # which has no baseline
+    planned = {5: "interrupted", 6: "failed", 1: "finished"}
+    runs = {f"CartPole-v1__ppo_acpg__{seed}": {"flags": "", "status": status} for seed, status in planned.items()}
     (tmp_path / "manifest.json").write_text(json.dumps({"runs": runs}))
     result = make_report(tmp_path)
     assert result.returncode == 0, result.stderr
     text = (tmp_path / "report.md").read_text()
-    assert "Missing: 2 runs" in text and "ppo acpg seed 5: interrupted" in text and "ppo_acpg 6: failed" in text
+    assert "Missing: 3 runs" in text and "ppo_acpg 5: interrupted" in text and "ppo_acpg 6: failed" in text
+    assert "ppo_baseline 7: no run" in text
     assert "unequal" in text
     frame = pd.read_csv(tmp_path / "report" / "differences.csv")
     assert (frame.seeds[frame.env == "CartPole-v1"] == 4).all()
+
+
+def test_one_poor_task_is_left_out_of_the_verdicts(tmp_path):
+    write_sweep(tmp_path, seeds=6, envs=("CartPole-v1",), gain=200.0)
+    write_sweep(tmp_path, seeds=1, envs=("Acrobot-v1",))
+    assert "acpg faster: supported (1 tasks, 6 seeds)" in make_report(tmp_path).stdout
+
+
+def test_environments_that_the_baseline_does_not_learn_are_named(tmp_path):
+    for arm in ("baseline", "acpg"):
+        write_run(tmp_path, arm=arm, level=40.0)  # a random policy's is about 22
+        write_run(tmp_path, algo="a2c", arm=arm, level=400.0)
+        write_run(tmp_path, algo="reinforce", arm=arm, level=600.0)
+    assert make_report(tmp_path).returncode == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "reached the reward threshold within the budget: CartPole-v1 a2c, CartPole-v1 ppo.\n" in text
+    assert "**Never learned** by the baseline (every seed ends nearer to the random policy): CartPole-v1 ppo.\n" in text
+
+
+def test_the_reference_of_the_random_policy(monkeypatch):
+    """By the return's known value where every step pays 1 and the time limit ends all; none if episodes do not end."""
+    cache, args = {}, {"env_id": "CartPole-v1", "env_kwargs": "{}", "max_episode_steps": 5}
+    assert report.random_return(args, 0, cache) == 5.0
+    ((_, entry),) = cache.items()
+    assert entry["episodes"] == 100 and entry["standard_error"] == 0
+    assert report.random_return(args | {"max_episode_steps": None}, 0, cache) > 15 and len(cache) == 2
+    monkeypatch.setattr(report, "REFERENCE_STEPS", 300)
+    assert report.random_return(args, 0, cache) == 5.0  # not measured again
+    assert report.random_return(args, 1, cache) is None
 
 
 def test_a_single_seed(tmp_path):
@@ -319,6 +353,23 @@ def test_arms_that_do_not_compare_are_refused(tmp_path, key, value):
     result = make_report(tmp_path)
     assert result.returncode == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert key in result.stderr and "acpg" in result.stderr and not (tmp_path / "report.md").exists()
+
+
+def test_algorithms_in_other_environments_are_refused(tmp_path):
+    """Another time limit is another environment, another budget is not."""
+    write_sweep(tmp_path, seeds=1)
+    write_run(tmp_path, algo="a2c", steps=20000)
+    assert make_report(tmp_path).returncode == 0
+    write_run(tmp_path, algo="reinforce", args={"max_episode_steps": 100})
+    result = make_report(tmp_path)
+    assert result.returncode == 1 and "max_episode_steps" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_damaged_files_are_named(tmp_path):
+    write_sweep(tmp_path, seeds=1)
+    (tmp_path / "references.json").write_text("[1")
+    result = make_report(tmp_path)
+    assert result.returncode == 1 and "references.json" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_folders_without_runs_are_refused(tmp_path):
