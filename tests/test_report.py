@@ -185,6 +185,22 @@ def test_every_measure_knows_which_way_is_better(arm, against, side):
     assert all(row["low"] <= row["difference"] <= row["high"] for row in table)
 
 
+def test_aggregates_pair_seeds_whatever_their_order():
+    """ACPG's score is its own seed's baseline score plus .05, which only the pairs can tell from noise of .1."""
+    rng, rows = np.random.default_rng(0), []
+    for seed in rng.permutation(10):
+        score = rng.normal(0.7, 0.1)
+        rows += [(seed, "baseline", score), (-seed % 10, "acpg", None)]
+    scores = pd.DataFrame(rows, columns=["seed", "arm", "norm_final"]).assign(env="e", algo="ppo")
+    base = scores[scores.arm == "baseline"].set_index("seed").norm_final
+    own = scores.arm == "acpg"
+    scores.loc[own, "norm_final"] = scores.seed[own].map(base) + 0.05
+    scores = scores.assign(norm_auc=scores.norm_final, norm_steps=1 - scores.norm_final)
+    table = report.compare_aggregates(scores, "acpg", rng, 2000)[0]
+    (row,) = (row for row in table if row["claim"] == "better")
+    assert row["low"] == pytest.approx(0.05) == row["high"] and row["better"]
+
+
 def test_verdicts():
     row = lambda better, worse: {"better": better, "worse": worse}  # noqa: E731
     assert report.verdict("faster", [row(True, False), row(False, False)]) == "supported"
@@ -221,6 +237,18 @@ def test_everything_is_written(tmp_path):
     collapse = pd.read_csv(tmp_path / "report" / "collapse.csv")
     assert (collapse.untrained - 0.2).abs().max() < 1e-6 and (collapse.trained - 0.8).abs().max() < 1e-6
     assert (collapse.null - 0.1).abs().max() < 1e-6
+    profile = pd.read_csv(tmp_path / "report" / "profile.csv")
+    assert set(profile.arm) == {"baseline", "acpg"} and (profile.low <= profile.value + 1e-9).all()
+    assert profile.low.min() == 0 and profile.high.max() == 1
+    for _, own in profile.groupby("arm"):
+        assert own.value.iloc[0] == 1 and own.value.iloc[-1] == 0 and (np.diff(own.value) <= 0).all()
+    curves = pd.read_csv(tmp_path / "report" / "curves.csv")
+    last = curves[(curves.env == "CartPole-v1") & (curves.tag == "charts/episodic_return") & (curves.step == 10000)]
+    ends = [pd.read_csv(path)["charts/episodic_return"].iloc[-1] for path in sorted(tmp_path.glob("runs/CartPole*acpg*/*.csv"))]
+    known = stats.ttest_1samp(ends, 0).confidence_interval(0.95)
+    assert last[last.arm == "acpg"][["mean", "low", "high"]].to_numpy()[0] == pytest.approx([np.mean(ends), *known], rel=1e-3)
+    efficiency = pd.read_csv(tmp_path / "report" / "efficiency.csv")
+    assert (efficiency.groupby("arm").value.last() > efficiency.groupby("arm").value.first()).all()
     references = json.loads((tmp_path / "references.json").read_text())
     (random,) = (value["mean"] for key, value in references.items() if key.startswith("CartPole"))
     assert 15 < random < 30
@@ -239,6 +267,8 @@ def test_failures_and_censored_steps(tmp_path):
     assert frame.difference["failed"] == -1 and frame.p_improvement["failed"] == 1
     assert frame.low["failed"] == -1 and frame.high["failed"] == pytest.approx((-3 + 1.96 * math.sqrt(4 - 9 / 5)) / 5, rel=1e-2)
     assert frame.difference["steps_to_threshold"] == 0 and math.isnan(frame.low["steps_to_threshold"])
+    frame = pd.read_csv(tmp_path / "report" / "aggregates.csv").set_index("measure")
+    assert math.isnan(frame.low["share of the budget to the threshold, mean"]) and frame.low["final return, IQM"] > 0
     write_run(tmp_path, arm="baseline", seed=4, level=20)
     write_run(tmp_path, arm="acpg", seed=4, level=900)
     assert make_report(tmp_path).returncode == 0
@@ -292,10 +322,20 @@ def test_environments_that_the_baseline_does_not_learn_are_named(tmp_path):
         write_run(tmp_path, arm=arm, level=40.0)  # a random policy's is about 22
         write_run(tmp_path, algo="a2c", arm=arm, level=400.0)
         write_run(tmp_path, algo="reinforce", arm=arm, level=600.0)
+        write_run(tmp_path, algo="reinforce", arm=arm, seed=2, level=40.0)
     assert make_report(tmp_path).returncode == 0
     text = (tmp_path / "report.md").read_text()
     assert "reached the reward threshold within the budget: CartPole-v1 a2c, CartPole-v1 ppo.\n" in text
     assert "**Never learned** by the baseline (every seed ends nearer to the random policy): CartPole-v1 ppo.\n" in text
+
+
+def test_no_scores_where_the_random_policy_reaches_the_threshold(tmp_path):
+    write_sweep(tmp_path, seeds=5, envs=("CartPole-v1",))
+    reference = {"mean": 480.0, "standard_error": 1.0, "episodes": 100, "seed": 0}
+    (tmp_path / "references.json").write_text(json.dumps({"CartPole-v1 {} None": reference}))
+    result = make_report(tmp_path)
+    assert result.returncode == 0 and "acpg" not in result.stdout, result.stderr
+    assert "In no aggregate" in (tmp_path / "report.md").read_text()
 
 
 def test_the_reference_of_the_random_policy(monkeypatch):
@@ -370,6 +410,19 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "references.json").write_text("[1")
     result = make_report(tmp_path)
     assert result.returncode == 1 and "references.json" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_the_same_run_twice_is_refused(tmp_path):
+    write_sweep(tmp_path / "a", seeds=1)
+    write_sweep(tmp_path / "b", seeds=1)
+    result = make_report(tmp_path)
+    assert result.returncode == 1 and "twice" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_too_few_resamples_are_refused(tmp_path):
+    write_sweep(tmp_path, seeds=1)
+    result = make_report(tmp_path, "--resamples", "1999")
+    assert result.returncode == 1 and "--resamples" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_folders_without_runs_are_refused(tmp_path):
