@@ -458,8 +458,7 @@ def plot_verdicts(rows, colours, path):
     claims = {row["measure"]: row["claim"] for row in rows}
     axes.set_yticks(range(len(measures)), [f"{claims[m]}: {m}" for m in measures])
     axes.set_ylim(len(measures) - 0.5, -0.5)
-    what = "difference with 99.17 % interval, normalised"
-    axes.set_xlabel(f"\N{LEFTWARDS ARROW} baseline better    {what}    arm better \N{RIGHTWARDS ARROW}")
+    axes.set_xlabel("\N{LEFTWARDS ARROW} baseline better    99.17 % interval    arm better \N{RIGHTWARDS ARROW}")
     save(figure, path)
 
 
