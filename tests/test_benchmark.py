@@ -68,6 +68,7 @@ def test_options(tmp_path):
     assert all("a2c_baseline.py" in r and r.endswith("--learning-rate=8e-4") for r in text if "--exp-name a2c_fast" in r)
     assert all(("--max-episode-steps 200" in line) == ("CliffWalking" in line) for line in text)
     assert len(commands("--out", tmp_path, *flags[:-5], "--seeds", "3", "--arms", "baseline")) == 2 * 3  # a count
+    assert commands("--seeds", "7", "3", "3") == commands("--seeds", "3", "7")
     assert commands("--extra", "--gamma 0.9") == commands("--extra=--gamma 0.9") != commands("--slurm-args", "--time=1")
 
 
@@ -164,12 +165,14 @@ def test_other_settings_are_refused_before_anything_runs(tmp_path):
 
 
 def test_an_environment_of_ones_own(tmp_path):
-    """An id such as module:MyEnv-v0, through to the report, with its own threshold."""
+    """An id such as module:MyEnv-v0, through to the report, with its own threshold; its runs on one thread each."""
     (tmp_path / "lamp.py").write_text(
+        "import os, sys\n"
         "import gymnasium as gym\n"
+        "assert 'ppo_' not in sys.argv[0] or os.environ['OMP_NUM_THREADS'] == '1'\n"
         "gym.register('Lamp-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=30, reward_threshold=29.0)\n"
     )
-    environment = ENV | {"PYTHONPATH": str(tmp_path)}
+    environment = ENV | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "2"}
     command = ["bash", str(ROOT / "benchmark.sh"), "--out", str(tmp_path / "out"), *ONE, "--envs", "lamp:Lamp-v0"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
