@@ -245,6 +245,8 @@ def test_slurm(tmp_path):
         command += ["--arms", "baseline", "bad=acpg:--feature-dim=0", "--slurm-args", "--time=10 --comment='a b'"]
         result = subprocess.run(command, env=ENV | env, capture_output=True, text=True)
         assert result.returncode == 0 and "submitted 4 runs" in result.stdout, result.stderr
+        waits = ["squeue", "--noheader", "--name=acpg-report", "--format=%E"]
+        assert "afterany" in subprocess.run(waits, env=env, capture_output=True, text=True).stdout
         again = subprocess.run(command, env=ENV | env, capture_output=True, text=True)
         assert again.returncode == 1 and "another sweep" in again.stderr and again.stderr.count("\n") == 1
         deadline = time.monotonic() + 240
