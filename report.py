@@ -701,7 +701,7 @@ def main():
         everywhere = {arm: colour for arm, colour in colours.items() if tasks.get(arm) == tasks.max()}
         plot_profile(scores, efficiency, everywhere, rng, args.resamples, out)
     columns = ["arm", "against", "claim", "measure"]
-    frame = pd.DataFrame(aggregates + controls, columns=None if aggregates else columns)
+    frame = pd.DataFrame(aggregates + controls, columns=None if aggregates or controls else columns)
     frame.to_csv(out / "aggregates.csv", index=False, float_format="%.6g")
     pd.DataFrame(verdicts, columns=["arm", "claim", "verdict", "tasks", "seeds"]).to_csv(out / "verdicts.csv", index=False)
     plot_curves(runs, returns, thresholds, colours, out / "curves.png")
@@ -745,12 +745,12 @@ def main():
         if aggregates:
             text.append("![verdicts](report/verdicts.png)\n")
             text.append(aggregate_table(aggregates))
-        if controls:
-            what = "On the tasks that both have, in the same way, corrected for six comparisons each; no verdicts."
-            text.append(f"### ACPG against the controls\n\n{what}\n")
-            text.append(aggregate_table(controls))
     else:
         text.append("None: it takes a baseline, another arm, and an environment with a reward threshold.\n")
+    if controls:
+        what = "On the tasks that both have, in the same way, corrected for six comparisons each; no verdicts."
+        text.append(f"### ACPG against the controls\n\n{what}\n")
+        text.append(aggregate_table(controls))
     if not scores.empty:
         text.append("### Across environments\n")
         if left_out := sorted(set(scores.arm) - set(everywhere)):

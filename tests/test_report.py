@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -289,6 +290,12 @@ def test_controls_are_compared_with_acpg(tmp_path):
     assert len(against) == 6 and (against.tasks == 1).all()
     row = against.loc["final return, IQM"]
     assert row.difference == pytest.approx(row.of_arm - row.of_against, rel=1e-3) and row.low > 0
+    assert "ACPG against the controls" in (tmp_path / "report.md").read_text()
+    for path in tmp_path.glob("runs/*baseline*"):  # without a baseline there are no verdicts, but still controls
+        shutil.rmtree(path)
+    assert make_report(tmp_path).returncode == 0
+    frame = pd.read_csv(tmp_path / "report" / "aggregates.csv")
+    assert len(frame) == 6 and frame.difference.notna().all()
     assert "ACPG against the controls" in (tmp_path / "report.md").read_text()
 
 
