@@ -2,13 +2,11 @@
 
     python ppo_acpg.py --env-id CartPole-v1
     python ppo_acpg.py --env-id LunarLander-v3 --learning-rate 2e-3 --seed 2
-    python ppo_acpg.py --env-id LunarLander-v3 --action-layer random     # control: a fixed layer that is no ETF
-    python ppo_acpg.py --env-id LunarLander-v3 --action-layer learned    # control: starts at the ETF, is trained
-    tensorboard --logdir runs
+    python ppo_acpg.py --action-layer random    # control: a fixed layer that is no ETF
 
-Action Collapse Policy Gradient (Zhou et al. 2025, arXiv 2509.02737): logits = scale * W h(s), where W is a simplex
-equiangular tight frame, never trained; the backbone learns h. Everything else is `ppo_baseline.py`: `diff` the two to
-see the method. docs/metrics.md explains every number this script logs.
+Action Collapse Policy Gradient (Zhou et al. 2025, arXiv 2509.02737): logits = scale * W h(s), W a simplex
+equiangular tight frame (ETF) that is never trained, only the features h are. `diff ppo_baseline.py` with this
+file shows the method and nothing else. What is logged is in docs/metrics.md, why in docs/implementation.md.
 """
 
 import csv
@@ -16,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import random
 import re
 import shutil
@@ -24,9 +21,10 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import deque
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -34,216 +32,65 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 import tyro
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.optim.adam import adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False, "fused": True}
 
 
 @dataclass
 class Args:
-    exp_name: str = Path(__file__).stem
-    """name of this experiment, part of the run folder's name"""
-    seed: int = 1
-    """seed of the experiment: weights, environments, action noise and shuffling all derive from it"""
-    cuda: bool = True
-    """run on the GPU if there is one (networks this small are faster on the CPU)"""
-    torch_threads: int = 1
-    """CPU threads of torch; more only slow networks of this size down"""
-    compile: bool = False
-    """compile the loss with torch.compile (needs a C++ compiler; pays off in long runs)"""
-    track: bool = False
-    """also log to Weights & Biases (needs `pip install wandb`)"""
-    wandb_project_name: str = "acpg"
-    """the Weights & Biases project to log to"""
-    wandb_entity: str | None = None
-    """the Weights & Biases entity (team) to log to"""
-    capture_video: bool = False
-    """record videos of environment 0 to the run folder (needs `pip install moviepy`)"""
-    save_model: bool = False
-    """save the trained agent as model.pt in the run folder"""
-    run_dir: str = ""
-    """folder for this run's files; empty means runs/<env-id>__<exp-name>__<seed>"""
-    diagnostics_interval: int = 20
-    """updates between two measurements of collapse/*; 0 turns them off"""
+    exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
+    seed: int = 1  # seed of everything: weights, environments, action noise, shuffling
+    cuda: bool = True  # use the GPU if there is one (networks this small are faster on the CPU)
+    torch_threads: int = 1  # CPU threads of torch; more only slow small networks down
+    compile: bool = False  # compile the update with torch.compile (needs a C++ compiler and half a minute)
+    track: bool = False  # also log to Weights & Biases (pip install wandb)
+    wandb_project_name: str = "acpg"  # its project
+    wandb_entity: str | None = None  # its entity (team)
+    capture_video: bool = False  # record videos of environment 0 to the run folder (pip install moviepy)
+    save_model: bool = False  # save the trained agent as model.pt in the run folder
+    run_dir: str = ""  # the run folder; default: runs/<env-id>__<exp-name>__<seed>
+    log_interval: int = 4  # updates per entry of the logs, which is their mean
+    diagnostics_interval: int = 20  # updates between two measurements of collapse/*; 0: never
 
     # Algorithm specific arguments
-    env_id: str = "CartPole-v1"
-    """id of the environment; `module:EnvId-v0` imports module first"""
-    env_kwargs: str = "{}"
-    """keyword arguments of the environment, as JSON"""
-    max_episode_steps: int | None = None
-    """truncate episodes after so many steps, instead of the environment's own limit"""
-    total_timesteps: int = 500000
-    """environment steps to train for, all environments together"""
-    learning_rate: float = 2.5e-4
-    """learning rate of the optimiser"""
-    num_envs: int = 4
-    """environments stepped side by side"""
-    num_steps: int = 128
-    """steps in each environment per rollout"""
-    anneal_lr: bool = True
-    """let the learning rate fall linearly to zero over the run"""
-    gamma: float = 0.99
-    """discount factor"""
-    gae_lambda: float = 0.95
-    """lambda of generalized advantage estimation"""
-    num_minibatches: int = 4
-    """minibatches per epoch"""
-    update_epochs: int = 4
-    """passes over each rollout"""
-    norm_adv: bool = True
-    """normalise the advantages of each minibatch"""
-    clip_coef: float = 0.2
-    """how far the probability ratio may move before its surrogate is clipped"""
-    clip_vloss: bool = True
-    """clip the value loss too, by the same coefficient"""
-    ent_coef: float = 0.01
-    """weight of the entropy bonus"""
-    vf_coef: float = 0.5
-    """weight of the value loss (which is half the mean squared error)"""
-    max_grad_norm: float = 0.5
-    """largest norm of the gradient, above which it is scaled down"""
-    target_kl: float | None = None
-    """end an update's epochs once the approximate KL divergence exceeds this"""
-    feature_dim: int = 64
-    """width of the actor's last hidden layer, the input of the action-selection layer"""
-    etf_scale: float = 1.0
-    """scale of the logits: logits = etf_scale * W h"""
-    feature_constraint: Literal["tanh", "ball", "sphere", "none"] = "tanh"
-    """what bounds the features h: tanh (|h| <= sqrt(feature_dim)), the unit ball, the unit sphere, or nothing"""
-    feature_gain: float = 0.1
-    """orthogonal gain of the last hidden layer; small, so that the first policy is near uniform"""
-    action_layer: Literal["etf", "random", "learned"] = "etf"
-    """the fixed ETF, or a control: fixed random unit rows, or a layer that starts at the ETF and is trained"""
-
-    # to be filled in runtime
-    batch_size: tyro.conf.Suppress[int] = field(default=0)
-    """num_envs * num_steps"""
-    minibatch_size: tyro.conf.Suppress[int] = field(default=0)
-    """batch_size / num_minibatches"""
-    num_iterations: tyro.conf.Suppress[int] = field(default=0)
-    """total_timesteps // batch_size"""
+    env_id: str = "CartPole-v1"  # id of the environment; `module:EnvId-v0` imports module first
+    env_kwargs: str = "{}"  # its keyword arguments, as JSON
+    max_episode_steps: int | None = None  # truncate episodes here instead of at the environment's own limit
+    total_timesteps: int = 500_000  # environment steps to train for, all environments together
+    learning_rate: float = 2.5e-4  # learning rate of the optimizer
+    num_envs: int = 4  # environments stepped side by side
+    num_steps: int = 128  # steps in each environment per rollout
+    anneal_lr: bool = True  # anneal the learning rate linearly to zero
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 0.95  # lambda of generalized advantage estimation
+    num_minibatches: int = 4  # minibatches per epoch
+    update_epochs: int = 4  # passes over each rollout
+    norm_adv: bool = True  # normalize the advantages of each minibatch
+    clip_coef: float = 0.2  # clipping coefficient of the surrogate
+    clip_vloss: bool = True  # clip the value loss too, by the same coefficient
+    ent_coef: float = 0.01  # coefficient of the entropy
+    vf_coef: float = 0.5  # coefficient of the value loss, which is half the mean squared error
+    max_grad_norm: float = 0.5  # largest norm of the gradient, above which it is scaled down
+    target_kl: float | None = None  # end an update's epochs once the approximate KL divergence exceeds this
+    feature_dim: int = 64  # width of the features h, the input of the action-selection layer
+    etf_scale: float = 1.0  # scale of the logits: logits = etf_scale * W h
+    feature_constraint: Literal["tanh", "ball", "sphere", "none"] = "tanh"  # box, unit ball, sphere, no bound
+    feature_gain: float = 0.1  # gain of the last hidden layer; small, for a first policy that is near uniform
+    action_layer: Literal["etf", "random", "learned"] = "etf"  # controls: random rows; trained from the ETF
 
 
-def check_args(args):
-    """Fill in the derived sizes. Raises ValueError, naming the argument, for values that can't work."""
-    counts = ("total_timesteps", "num_envs", "num_steps", "num_minibatches", "update_epochs", "feature_dim")
-    for name, least in [*((count, 1) for count in counts), ("torch_threads", 1), ("seed", 0), ("diagnostics_interval", 0)]:
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
-    if args.max_episode_steps is not None and args.max_episode_steps < 1:
-        raise ValueError(f"--max-episode-steps must be at least 1, got {args.max_episode_steps}")
-    for name in ("learning_rate", "max_grad_norm", "clip_coef", "etf_scale", "feature_gain"):
-        if not 0 < getattr(args, name) < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
-    for name in ("gamma", "gae_lambda"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} must lie between 0 and 1, got {getattr(args, name)}")
-    args.batch_size = args.num_envs * args.num_steps
-    if args.batch_size % args.num_minibatches:
-        raise ValueError(
-            f"--num-minibatches {args.num_minibatches} does not divide the batch of {args.batch_size} steps "
-            f"(--num-envs {args.num_envs} x --num-steps {args.num_steps}); choose one that does"
-        )
-    args.minibatch_size = args.batch_size // args.num_minibatches
-    if args.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        raise ValueError("--compile needs a C++ compiler (g++ or clang++); install one or drop --compile")
-    if args.norm_adv and args.minibatch_size < 2:
-        raise ValueError("--norm-adv needs minibatches of at least 2 steps; lower --num-minibatches or use --no-norm-adv")
-    args.num_iterations = args.total_timesteps // args.batch_size
-    if args.num_iterations < 1:
-        raise ValueError(
-            f"--total-timesteps {args.total_timesteps} is below one batch of {args.batch_size} steps "
-            f"(--num-envs {args.num_envs} x --num-steps {args.num_steps}); raise it or shrink the batch"
-        )
-
-
-def make_env(args, index, video_dir=None):
-    """Return a function that builds environment `index`; environment 0 records to `video_dir` if that is given."""
-
-    def thunk():
-        record = video_dir is not None and index == 0
-        kwargs = json.loads(args.env_kwargs) | ({"render_mode": "rgb_array"} if record else {})
-        unchecked = index > 0  # gymnasium's checks of the first steps slow down all that follow; one environment has them
-        env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, disable_env_checker=unchecked, **kwargs)
-        return gym.wrappers.RecordVideo(env, str(video_dir)) if record else env
-
-    return thunk
-
-
-def check_env(args):
-    """Build one environment to learn its spaces, before anything is written.
-
-    Returns (observation_space, action_space) of a single environment. Raises ValueError in one line for an unknown
-    or uninstalled environment, wrong keyword arguments, and spaces these scripts don't support.
-    """
-    try:
-        kwargs = json.loads(args.env_kwargs)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--env-kwargs is not JSON ({error}): {args.env_kwargs!r}; try '{{\"name\": 1}}'") from error
-    if not isinstance(kwargs, dict):
-        raise ValueError(f"--env-kwargs must be a JSON object such as '{{\"name\": 1}}', got {args.env_kwargs!r}")
-    try:
-        env = make_env(args, 0)()
-    except Exception as error:  # anything can go wrong in somebody else's environment
-        hint = ""
-        if isinstance(error, ModuleNotFoundError) and error.name:
-            hint = f"; pip install {error.name}"
-        elif isinstance(error, gym.error.NamespaceNotFound):
-            hint = " pip install it and put its module in front, as in ale_py:ALE/Pong-v5"
-        raise ValueError(f"--env-id {args.env_id} cannot be made: {' '.join(str(error).split())}{hint}") from error
-    observation_space, action_space = env.observation_space, env.action_space
-    env.close()
-    if not isinstance(action_space, gym.spaces.Discrete):
-        raise ValueError(f"--env-id {args.env_id} has actions {action_space}; choose an environment with Discrete actions")
-    if not (
-        isinstance(observation_space, gym.spaces.Discrete)
-        or (isinstance(observation_space, gym.spaces.Box) and len(observation_space.shape) == 1)
-    ):
-        raise ValueError(
-            f"--env-id {args.env_id} has observations {observation_space}; choose an environment with flat Box or "
-            "Discrete observations, or wrap it with gymnasium's FlattenObservation"
-        )
-    return observation_space, action_space
-
-
-def make_generator(seed, stream):
-    """torch.Generator of its own for one use of randomness, so that uses don't disturb each other and twins stay paired."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, stream)).generate_state(1)[0]))
-
-
-def layer_init(layer, std=2**0.5, generator=None):
-    """Orthogonal weights with gain `std` and zero bias."""
-    nn.init.orthogonal_(layer.weight, std, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def linear(layer, x):
-    """W x + b of an nn.Linear, without the overhead of calling a module, which at these sizes is as large as the product."""
-    return nn.functional.linear(x, layer.weight, layer.bias)
-
-
+# The method: a fixed simplex ETF ----------------------------------------------------------------------------
 def simplex_etf(num_actions, feature_dim, generator=None):
-    """Rows of a simplex equiangular tight frame: a (num_actions, feature_dim) tensor of unit rows, pairwise cosines
-    -1/(num_actions - 1), summing to zero, in a Haar-random orientation drawn from `generator`.
+    """A simplex equiangular tight frame: (num_actions, feature_dim), unit rows, cosines -1/(num_actions - 1).
 
-    W = sqrt(K/(K-1)) V Q^T, V an orthonormal basis of the complement of the ones vector in R^K, Q a random orthonormal
-    (feature_dim, K-1) matrix: it exists for every feature_dim >= K-1 (Papyan, Han and Donoho 2020 define the frame).
-    Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
+    W = sqrt(K/(K-1)) V Q^T, V an orthonormal basis of the complement of the ones vector in R^K, Q Haar-random
+    orthonormal (feature_dim, K-1); it exists for feature_dim >= K-1 (Papyan, Han and Donoho 2020 define the
+    frame). Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
     """
-    if num_actions < 2:
-        raise ValueError(f"a simplex ETF needs at least 2 actions, got {num_actions}")
-    if feature_dim < num_actions - 1:
-        raise ValueError(
-            f"feature_dim {feature_dim} (--feature-dim) is too small for a simplex ETF of {num_actions} actions: "
-            f"it takes at least {num_actions - 1}"
-        )
+    if not 2 <= num_actions <= feature_dim + 1:
+        raise ValueError(f"--feature-dim {feature_dim} suits 2 to {feature_dim + 1} actions, not {num_actions}")
     gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
@@ -253,103 +100,84 @@ def simplex_etf(num_actions, feature_dim, generator=None):
 
 
 class ActionLayer(nn.Module):
-    """logits = scale * W h. W (num_actions, feature_dim) is a buffer, saved but never trained, unless `learned`."""
-
-    bias = None
+    """logits = scale * W h. W (num_actions, feature_dim) is a buffer, saved, not trained unless `learned`."""
 
     def __init__(self, weight, scale=1.0, learned=False):
         super().__init__()
-        self.scale = scale
+        self.scale, self.bias = scale, None
         if learned:
             self.weight = nn.Parameter(weight)
         else:
             self.register_buffer("weight", weight)
 
     def forward(self, h):
-        logits = nn.functional.linear(h, self.weight)
-        return logits if self.scale == 1.0 else self.scale * logits
+        return self.scale * nn.functional.linear(h, self.weight)
 
 
 def constrain(h, kind):
-    """Features from the output h (B, feature_dim) of the last hidden layer: "tanh" puts them in a box, "ball" in the
-    unit ball, "sphere" on the unit sphere; "none" leaves them as they are."""
+    """Features from the last hidden layer's output (B, feature_dim): in a box, a ball, on a sphere, as is."""
     if kind == "tanh":
         return h.tanh()
     if kind == "ball":
         return h / h.norm(dim=-1, keepdim=True).clamp(min=1.0)
-    if kind == "sphere":
-        return nn.functional.normalize(h, dim=-1)
-    return h
+    return F.normalize(h, dim=-1) if kind == "sphere" else h
+
+
+# Network ----------------------------------------------------------------------------------------------------
+class Sequential(nn.Sequential):
+    """nn.Sequential without the search for hooks at each layer, which takes as long as a small layer."""
+
+    def __call__(self, x):
+        for layer in self:
+            x = layer.forward(x)
+        return x
+
+
+def linear(inputs, outputs, gain=2**0.5):
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Agent(nn.Module):
-    """Actor and critic with separate trunks.
-
-    Observations are batches of the environment's own, (B, obs_dim) for a Box and (B,) for a Discrete space, which is
-    encoded one-hot. `features` (B, feature_dim) is what enters the action-selection layer, `logits` (B, num_actions)
-    what leaves it, `value` is (B,).
-    """
+    """Actor and critic with separate trunks, for batches of Box (B, obs_dim) or Discrete (B,) observations.
+    Features (B, feature_dim) enter the action-selection layer, logits (B, num_actions) leave it."""
 
     def __init__(self, observation_space, action_space, args):
         super().__init__()
         self.observation_space = observation_space
         obs_dim, num_actions = gym.spaces.flatdim(observation_space), int(action_space.n)
-        self.critic_hidden1 = layer_init(nn.Linear(obs_dim, 64))
-        self.critic_hidden2 = layer_init(nn.Linear(64, 64))
-        self.critic_out = layer_init(nn.Linear(64, 1), std=1.0)
-        self.actor_hidden1 = layer_init(nn.Linear(obs_dim, 64))
-        self.actor_hidden2 = layer_init(nn.Linear(64, args.feature_dim), std=args.feature_gain)
+        self.critic = Sequential(linear(obs_dim, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, 1, 1.0))
+        self.backbone = Sequential(linear(obs_dim, 64), nn.Tanh(), linear(64, args.feature_dim, args.feature_gain))
         self.feature_constraint = args.feature_constraint
-        generator = make_generator(args.seed, stream=1)
+        weight = simplex_etf(num_actions, args.feature_dim)
         if args.action_layer == "random":
-            weight = torch.randn(num_actions, args.feature_dim, generator=generator)
-            weight = nn.functional.normalize(weight, dim=1)
-        else:
-            weight = simplex_etf(num_actions, args.feature_dim, generator)
+            weight = F.normalize(torch.randn_like(weight), dim=1)
         self.action_layer = ActionLayer(weight, args.etf_scale, learned=args.action_layer == "learned")
 
     def encode(self, obs):
         if isinstance(self.observation_space, gym.spaces.Discrete):
-            index = obs.long() - int(self.observation_space.start)
-            return nn.functional.one_hot(index, int(self.observation_space.n)).float()
-        return obs.float()
+            obs = F.one_hot(obs.long() - int(self.observation_space.start), int(self.observation_space.n))
+        return obs.to(self.action_layer.weight.dtype)
 
     def features(self, obs):
-        h = linear(self.actor_hidden1, self.encode(obs)).tanh()
-        return constrain(linear(self.actor_hidden2, h), self.feature_constraint)
+        return constrain(self.backbone(self.encode(obs)), self.feature_constraint)
 
     def logits(self, obs):
         return self.action_layer(self.features(obs))
 
     def value(self, obs):
-        h = linear(self.critic_hidden1, self.encode(obs)).tanh()
-        return linear(self.critic_out, linear(self.critic_hidden2, h).tanh()).squeeze(-1)
+        return self.critic(self.encode(obs)).squeeze(-1)
 
 
-def flatten_parameters(module):
-    """Move all parameters of `module` into one vector, and their gradients into another, keeping the module's own as views.
-
-    Returns the vector, to be optimised in the parameters' stead: clipping, the optimiser and the snapshot then cost a few
-    kernels each instead of a few per tensor. The module must be on its device already.
-    """
-    parameters = list(module.parameters())
-    flat = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach().clone())
-    flat.grad = torch.zeros_like(flat)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, data, grad in zip(parameters, flat.data.split(sizes), flat.grad.split(sizes), strict=True):
-        parameter.data, parameter.grad = data.view_as(parameter), grad.view_as(parameter)
-    for part in module.modules():  # so that attributes are found at once, without nn.Module's slow __getattr__
-        vars(part).update(part._parameters | part._modules | part._buffers)
-    return flat
-
-
+# PPO --------------------------------------------------------------------------------------------------------
 def compute_gae(values, next_values, rewards, terminations, truncations, gamma, gae_lambda):
-    """Generalized advantage estimation (Schulman et al. 2016, eq. 16) over rollouts in which episodes may end.
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16) where episodes end within the rollout.
 
-    All arrays are (num_steps, num_envs) and speak of the same step t: `values` is V(s_t), `next_values` V of the state
-    that the step led to (where the episode was truncated, its own last state and not the reset that follows), `rewards`
-    what the step paid, `terminations` and `truncations` 1 where the step ended the episode. Termination makes the next
-    state worth zero; either cuts the chain. Returns (advantages, returns), the returns being the targets for V(s_t).
+    Arrays are (num_steps, num_envs). `next_values` are of the states that the steps led to: where the episode
+    was truncated of its own last state. Termination makes the next state worth zero; either cuts the sum.
+    Returns (advantages, returns), the returns being the targets of the values.
     """
     deltas = rewards + gamma * next_values * (1.0 - terminations) - values
     decays = gamma * gae_lambda * (1.0 - np.maximum(terminations, truncations))
@@ -360,422 +188,403 @@ def compute_gae(values, next_values, rewards, terminations, truncations, gamma, 
 
 
 def ppo_loss(agent, args, mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_returns, mb_values):
-    """PPO's clipped loss of one minibatch (Schulman et al. 2017, eq. 7 and 9), all arguments (B,) but mb_obs.
-
-    Returns (loss, (value_loss, policy_loss, entropy), logratio (B,)); all but the loss are detached.
-    """
-    logprobs = agent.logits(mb_obs).log_softmax(-1)
-    entropy = (logprobs.exp() * logprobs).sum() / -len(mb_obs)
-    logratio = logprobs.gather(1, mb_actions.unsqueeze(1)).squeeze(1) - mb_logprobs
+    """(loss, stats) of PPO on a minibatch (Schulman et al. 2017, eq. 7 and 9), all (B,) but mb_obs."""
+    newlogprobs = agent.logits(mb_obs).log_softmax(-1)
+    entropy = -(newlogprobs.exp() * newlogprobs).sum(-1).mean()
+    logratio = newlogprobs.gather(1, mb_actions.unsqueeze(1)).squeeze(1) - mb_logprobs
     ratio = logratio.exp()
     if args.norm_adv:
-        std, mean = torch.std_mean(mb_advantages)
-        mb_advantages = (mb_advantages - mean) / (std + 1e-8)
-    # min(A ratio, A clip(ratio)): where the clipped ratio counts, it makes the constant A + clip_coef |A|
-    bound = mb_advantages.add(mb_advantages.abs(), alpha=args.clip_coef)
-    pg_loss = -torch.min(mb_advantages * ratio, bound).mean()
+        mb_advantages = (mb_advantages - mb_advantages.mean()) / (mb_advantages.std() + 1e-8)
+    pg_loss1 = -mb_advantages * ratio
+    pg_loss2 = -mb_advantages * ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    pg_loss = torch.max(pg_loss1, pg_loss2).mean()
     newvalue = agent.value(mb_obs)
-    if args.clip_vloss:  # of the value and the clipped value the one with the larger error; clipped, it is a constant
-        with torch.no_grad():
-            clipped = newvalue.clamp(mb_values - args.clip_coef, mb_values + args.clip_coef)
-            worse = (clipped - mb_returns).abs() > (newvalue - mb_returns).abs()
-        newvalue = torch.where(worse, clipped, newvalue)
-    v_loss = 0.5 * nn.functional.mse_loss(newvalue, mb_returns)
+    v_loss = (newvalue - mb_returns) ** 2
+    if args.clip_vloss:
+        v_clipped = mb_values + (newvalue - mb_values).clamp(-args.clip_coef, args.clip_coef)
+        v_loss = torch.max(v_loss, (v_clipped - mb_returns) ** 2)
+    v_loss = 0.5 * v_loss.mean()
     loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
-    return loss, (v_loss.detach(), pg_loss.detach(), entropy.detach()), logratio.detach()
+    stats = {"value_loss": v_loss, "policy_loss": pg_loss, "entropy": entropy}
+    stats |= {"old_approx_kl": -logratio.mean(), "approx_kl": (ratio - 1 - logratio).mean()}
+    stats["clipfrac"] = ((ratio - 1).abs() > args.clip_coef).to(ratio.dtype).mean()
+    return loss, {f"losses/{name}": value.detach() for name, value in stats.items()}
 
+
+class Adam:
+    """torch.optim.Adam after nn.utils.clip_grad_norm_, on one vector: the same numbers, but it compiles. For
+    torch's own, let `update` call zero_grad(), loss.backward(), clip_grad_norm_() and step() as usual."""
+
+    def __init__(self, params):
+        self.params = list(params)
+        self.sizes, device = [param.numel() for param in self.params], self.params[0].device
+        self.mean, self.square = torch.zeros(2, sum(self.sizes), device=device)
+        self.steps = torch.zeros((), device=device)
+
+    def step(self, grads, lr, max_grad_norm, beta1=0.9, beta2=0.999, eps=1e-5):
+        grad = torch.cat([grad.flatten() for grad in grads])
+        grad = grad * (max_grad_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
+        self.steps += 1
+        self.mean.lerp_(grad, 1 - beta1)
+        self.square.lerp_(grad.square(), 1 - beta2)
+        mean_hat, square_hat = self.mean / (1 - beta1**self.steps), self.square / (1 - beta2**self.steps)
+        change = lr * mean_hat / (square_hat.sqrt() + eps)
+        for param, part in zip(self.params, change.split(self.sizes), strict=True):
+            param.sub_(part.view_as(param))
+
+
+def update(agent, optimizer, args, lr, *minibatch):
+    """One gradient step, which --compile makes one graph; `lr` is a tensor. Returns the loss's stats."""
+    loss, stats = ppo_loss(agent, args, *minibatch)
+    grads = torch.autograd.grad(loss, optimizer.params)
+    with torch.no_grad():
+        optimizer.step(grads, lr, args.max_grad_norm)
+    return stats
+
+
+# Collapse diagnostics ---------------------------------------------------------------------------------------
 
 COLLAPSE_METRICS = (
-    *("nc1", "variability_quotient", "cdnv", "alignment", "ncc_agreement"),
-    *("means_equinorm", "means_equiangularity", "means_max_angle"),
-    *("weights_equinorm", "weights_equiangularity", "weights_max_angle"),
-    *("etf_error", "self_duality", "mean_weight_cosine", "classes_present"),
-)
-
-
-def frame_geometry(vectors):
-    """How far K centred vectors (K, d) are from a simplex ETF: (equinorm, equiangularity, max_angle), 0 for an ETF.
-
-    std/mean of the norms, std of the pairwise cosines, and mean |cosine + 1/(K-1)| (Papyan, Han and Donoho 2020).
-    """
-    norms = vectors.norm(dim=1)
-    cosines = (vectors @ vectors.T) / torch.outer(norms, norms)
-    cosines = cosines[~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)]
-    max_angle = (cosines + 1 / (len(vectors) - 1)).abs().mean()
-    return norms.std(correction=0) / norms.mean(), cosines.std(correction=0), max_angle
+    "nc1 variability_quotient cdnv alignment ncc_agreement means_equinorm means_equiangularity "
+    "means_max_angle weights_equinorm weights_equiangularity weights_max_angle etf_error self_duality "
+    "mean_weight_cosine classes_present"
+).split()
 
 
 def collapse_metrics(features, actions, weight, bias=None):
-    """How far `features` (N, d) have collapsed with respect to `actions` (N,) and the action-selection layer.
+    """How far features (N, d) have collapsed, with labels `actions` (N,), a layer's weight (K, d), bias (K,).
 
-    `actions` (integers) are the labels: true optimal actions where they are known, else the policy's greedy ones, which
-    flatter. `weight` (K, d) and `bias` (K,) are the layer's. Returns a float for every name in COLLAPSE_METRICS, NaN where
-    a metric is undefined. Formulas and sources are in docs/metrics.md: NC1 to NC4 of Papyan, Han and Donoho (2020), CDNV
-    of Galanti et al. (2022), the quotient of Tirer et al. (2023), the ETF error of Zhu et al. (2021).
-    The class means are centred on their unweighted mean, and so is the weight over the classes present; a class
-    without samples takes no part; a class with one sample has no variance and takes no part in the first three metrics.
+    Labels are the optimal actions where known, else the policy's greedy ones, which flatter. Means are centred on
+    their unweighted mean, the weight over the classes present. A class without samples takes no part, one with a
+    single sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined: docs/metrics.md.
     """
     classes, labels, counts = actions.unique(return_inverse=True, return_counts=True)
-    num_classes = len(classes)
-    if num_classes < 2:
-        return dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(num_classes)}
+    metrics = dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(len(classes))}
+    if (k := len(classes)) < 2:
+        return metrics
     features, weight = features.double(), weight.double()
-    chosen = nn.functional.linear(features, weight, None if bias is None else bias.double()).argmax(1)
-    h = features - features[0]  # every metric but `chosen` ignores a shift; features all alike become exactly zero
-    members = nn.functional.one_hot(labels).to(h.dtype).T / counts[:, None]  # (classes, N): averages over each class
-    means = members @ h
-    centre = means.mean(0)
-    centred = means - centre
-    deviations = h - means[labels]
-
-    # AC2, variability, over the classes that have a variance
-    variances = members @ deviations.square().sum(1)
-    several = counts >= 2
-    nc1 = quotient = cdnv = means.new_tensor(math.nan)
+    chosen = F.linear(features, weight, None if bias is None else bias.double()).argmax(1)
+    h = features - features[0]  # a shift changes nothing below; features all alike become exactly zero
+    average = F.one_hot(labels).to(h.dtype).T / counts[:, None]  # (classes, N): the mean over each class
+    means = average @ h
+    centred, deviations = means - means.mean(0), h - means[labels]
+    # AC1: each activation points where its class mean does
+    metrics["alignment"] = F.cosine_similarity(h - means.mean(0), centred[labels], eps=0).mean()
+    metrics["ncc_agreement"] = (classes[torch.cdist(h, means).argmin(1)] == chosen).double().mean()
+    # AC2: the variability within classes vanishes
+    variances, several = average @ deviations.square().sum(1), counts >= 2
     if several.sum() >= 2:
         between = means[several] - means[several].mean(0)
-        within_trace = (counts * variances)[several].sum() / counts[several].sum()
-        quotient = within_trace / (between.square().sum() / len(between))
+        within = (counts * variances)[several].sum() / counts[several].sum()
+        metrics["variability_quotient"] = within / between.square().sum(1).mean()
         _, scales, axes = torch.linalg.svd(between, full_matrices=False)
-        rank = int((scales[: len(between) - 1] > scales[0] * max(between.shape) * torch.finfo(h.dtype).eps).sum())
-        if rank:
-            nc1 = ((deviations[several[labels]] @ axes[:rank].T) / scales[:rank]).square().sum(1).mean()
+        rounding = scales[0] * max(between.shape) * torch.finfo(h.dtype).eps
+        if rank := int((scales[: len(between) - 1] > rounding).sum()):
+            whitened = (deviations[several[labels]] @ axes[:rank].T) / scales[:rank]
+            metrics["nc1"] = whitened.square().sum(1).mean()
         i, j = torch.triu_indices(len(between), len(between), 1, device=h.device)
-        cdnv = ((variances[several][i] + variances[several][j]) / (2 * (between[i] - between[j]).square().sum(1))).mean()
-
-    # AC1, alignment of each activation with its class mean
-    shifted, target = h - centre, centred[labels]
-    alignment = ((shifted * target).sum(1) / (shifted.norm(dim=1) * target.norm(dim=1))).mean()
-    agreement = (classes[torch.cdist(h, means).argmin(1)] == chosen).double().mean()
-
-    # AC3, the frame of the class means, that of the weights, and how they fit
+        distances = (between[i] - between[j]).square().sum(1)
+        metrics["cdnv"] = ((variances[several][i] + variances[several][j]) / (2 * distances)).mean()
+    # AC3: the class means form a simplex ETF, the same one as the weights
     weight = weight[classes] - weight[classes].mean(0)
-    gram = centred @ centred.T
-    simplex = torch.eye(num_classes, dtype=h.dtype, device=h.device) - 1 / num_classes
-    etf_error = (gram / gram.norm() - simplex / math.sqrt(num_classes - 1)).norm()
-    self_duality = (weight / weight.norm() - centred / centred.norm()).square().sum()
-    cosine = ((centred * weight).sum(1) / (centred.norm(dim=1) * weight.norm(dim=1))).mean()
-    values = torch.stack(
-        (nc1, quotient, cdnv, alignment, agreement)
-        + (*frame_geometry(centred), *frame_geometry(weight), etf_error, self_duality, cosine)
-    ).tolist()
-    values = [value if math.isfinite(value) else math.nan for value in values]
-    return dict(zip(COLLAPSE_METRICS, [*values, float(num_classes)], strict=True))
+    for name, vectors in (("means", centred), ("weights", weight)):
+        norms = vectors.norm(dim=1)
+        cosines = (vectors @ vectors.T / torch.outer(norms, norms))[~torch.eye(k, dtype=torch.bool, device=h.device)]
+        metrics[f"{name}_equinorm"] = norms.std(correction=0) / norms.mean()
+        metrics[f"{name}_equiangularity"] = cosines.std(correction=0)
+        metrics[f"{name}_max_angle"] = (cosines + 1 / (k - 1)).abs().mean()
+    gram, simplex = centred @ centred.T, torch.eye(k, dtype=h.dtype, device=h.device) - 1 / k
+    metrics["etf_error"] = (gram / gram.norm() - simplex / math.sqrt(k - 1)).norm()
+    metrics["self_duality"] = (weight / weight.norm() - centred / centred.norm()).square().sum()
+    metrics["mean_weight_cosine"] = F.cosine_similarity(centred, weight, eps=0).mean()
+    return {name: float(value) if math.isfinite(value) else math.nan for name, value in metrics.items()}
 
 
 @torch.no_grad()
-def diagnose(agent, b_obs, generator):
-    """The collapse/* and collapse_null/* tags on a batch of observations, labelled by the policy's greedy action.
-
-    Repeated observations count once, since their identical features would fake collapse. collapse_null/* has the same
-    labels permuted among the observations by `generator`: what the metrics read when features and labels are unrelated.
-    """
-    features = agent.features(b_obs.unique(dim=0))
-    probs = agent.action_layer(features).softmax(-1)
+def diagnose(agent, obs, seed):
+    """collapse/* of distinct observations labelled by the greedy action; collapse_null/*: labels permuted."""
+    features = agent.features(obs.unique(dim=0))  # repeated ones, of equal features, would fake collapse
+    layer, probs = agent.action_layer, agent.action_layer(features).softmax(-1)
     greedy = probs.argmax(-1)
-    permuted = greedy[torch.randperm(len(greedy), generator=generator).to(greedy.device)]
-    layer = agent.action_layer
+    permutation = torch.randperm(len(greedy), generator=torch.Generator().manual_seed(seed)).to(greedy.device)
     tags = {}
-    for group, actions in (("collapse", greedy), ("collapse_null", permuted)):
-        metrics = collapse_metrics(features, actions, layer.weight, layer.bias)
+    for group, labels in (("collapse", greedy), ("collapse_null", greedy[permutation])):
+        metrics = collapse_metrics(features, labels, layer.weight, layer.bias)
         tags |= {f"{group}/{name}": value for name, value in metrics.items()}
-    frequencies = greedy.bincount(minlength=probs.shape[1]) / len(greedy)
-    tags |= {f"collapse/action_frequency_{action}": value for action, value in enumerate(frequencies.tolist())}
+    frequencies = (greedy.bincount(minlength=probs.shape[1]) / len(greedy)).tolist()
+    tags |= {f"collapse/action_frequency_{action}": frequency for action, frequency in enumerate(frequencies)}
     tags["collapse/policy_variance"] = probs.var(0, correction=0).sum().item()
-    tags["collapse/feature_norm"] = features.norm(dim=1).mean().item()
-    return tags
+    return tags | {"collapse/feature_norm": features.norm(dim=1).mean().item()}
+
+
+# Arguments, environments, the run's folder ------------------------------------------------------------------
+def check_args(args):
+    """Raise ValueError, naming the argument, for values that cannot work."""
+    zero_allowed = "seed diagnostics_interval gamma gae_lambda ent_coef vf_coef target_kl".split()
+    highest = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1}
+    for name, value in vars(args).items():
+        low, high = 0 if name in zero_allowed else 1 if type(value) is int else 1e-38, highest.get(name, 1e38)
+        if type(value) in (int, float) and not low <= value <= high:
+            raise ValueError(f"--{name.replace('_', '-')} must lie between {low} and {high}, got {value}")
+    batch = args.num_envs * args.num_steps
+    if batch % args.num_minibatches or not 2 * args.num_minibatches <= batch <= args.total_timesteps:
+        rule = f"must not exceed --total-timesteps {args.total_timesteps}, and --num-minibatches"
+        rule += f" {args.num_minibatches} must cut it into equal parts of two steps or more"
+        raise ValueError(f"the batch of --num-envs {args.num_envs} x --num-steps {args.num_steps} {rule}")
+    if args.capture_video:
+        import moviepy  # noqa: F401
+    if args.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise ValueError("--compile needs a C++ compiler (g++ or clang++); install one or drop --compile")
+
+
+class Envs:
+    """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Ignores infos and
+    copies observations at once. `episodes` collects (environment, return, length) of those that end."""
+
+    def __init__(self, args):
+        sys.path.append(os.getcwd())  # so that `module:EnvId-v0` is found here too
+        try:
+            kwargs = json.loads(args.env_kwargs) | ({"render_mode": "rgb_array"} if args.capture_video else {})
+            make = partial(gym.make, args.env_id, args.max_episode_steps, **kwargs)
+            self.envs = [make(disable_env_checker=i > 0) for i in range(args.num_envs)]
+        except Exception as error:
+            what = f"--env-id {args.env_id} --env-kwargs {args.env_kwargs}: {type(error).__name__}: {error}"
+            where = f", looked for in {os.getcwd()} too" if isinstance(error, ImportError) else ""
+            raise ValueError(what + where) from error
+        space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
+        flat = isinstance(space, gym.spaces.Discrete | gym.spaces.Box) and len(space.shape) <= 1
+        if not flat or not isinstance(self.action_space, gym.spaces.Discrete):
+            needed = "Discrete actions and flat Box or Discrete observations (FlattenObservation?)"
+            raise ValueError(f"--env-id {args.env_id} has {self.action_space}, {space}; needed are {needed}")
+        dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
+        self.observation_space, shape = space, (args.num_envs, *space.shape)
+        self.obs, self.after = np.zeros(shape, dtype=dtype), np.zeros(shape, dtype=dtype)
+        self.rewards, self.terminations, self.truncations = np.zeros((3, args.num_envs), dtype=np.float32)
+        self.steps, self.episodes, self.running = 0, [], [(0.0, 0)] * args.num_envs  # running: return, length
+
+    def reset(self, seeds=None):
+        """The first observations (num_envs, ...) of new episodes, environment i seeded with seeds[i]."""
+        for i, env in enumerate(self.envs):
+            self.obs[i], _ = env.reset(seed=None if seeds is None else int(seeds[i]))
+            self.running[i] = (0.0, 0)
+        return self.obs
+
+    def step(self, actions):
+        """(next_obs, rewards, terminations, truncations, after) of `actions`, in the same arrays each time.
+        `after` is what the step led to, `next_obs` what to act on: at an episode's end, another's start."""
+        for i, (env, action) in enumerate(zip(self.envs, actions + self.action_space.start, strict=True)):
+            obs, reward, terminated, truncated, _ = env.step(action)
+            reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
+            self.after[i] = self.obs[i] = obs
+            self.rewards[i], self.terminations[i], self.truncations[i] = reward, terminated, truncated
+            self.running[i] = (self.running[i][0] + reward, self.running[i][1] + 1)
+            if terminated or truncated:
+                self.episodes.append((i, *self.running[i]))
+                self.running[i] = (0.0, 0)
+                self.obs[i], _ = env.reset()
+        self.steps += len(self.envs)
+        if not np.isfinite(self.after).all():
+            raise ValueError("the observation is not finite")
+        return self.obs, self.rewards, self.terminations, self.truncations, self.after
 
 
 class Run:
-    """The run's folder: event file, progress.csv, run.json, model.pt and videos; also the progress bar.
+    """The run's folder and progress. As a context manager it leaves all files whole however training ends."""
 
-    `Run(args, agent)` takes over the folder, replacing an earlier run's files; a folder that holds anything but a run is
-    refused with a ValueError. As a context manager it flushes and closes everything however training ends, and saves the
-    agent if --save-model asks for it. Ctrl-C ends the run after the update in progress, with exit status 130; a second one
-    at once.
-    """
-
-    ROWS = 200  # at most so many rows in progress.csv
-
-    def __init__(self, args, agent):
-        name = f"{args.env_id}__{args.exp_name}__{args.seed}"
-        self.args, self.agent, self.path = args, agent, Path(args.run_dir or Path("runs") / re.sub(r"[^\w.=-]+", "_", name))
-        script = {"argv": sys.argv[1:], "script_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
-        self.record = {"acpg_run": 1, "status": "running"} | script | {"args": vars(args), "versions": self.versions()}
+    def __init__(self, args, agent, envs):
+        name = re.sub(r"[^\w.=-]+", "_", f"{args.env_id}__{args.exp_name}__{args.seed}")
+        self.args, self.agent, self.envs, self.path = args, agent, envs, Path(args.run_dir or f"runs/{name}")
+        self.returns, self.rows, self.table = deque(maxlen=100), [], None
+        self.step, self.interrupted, self.summary = 0, False, "no episode ended"
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout if shutil.which("git") else ""
+        versions = {module.__name__: str(module.__version__) for module in (gym, np, torch)}
+        versions |= {"python": sys.version.split()[0], "git_commit": commit.strip()}
+        self.record = {
+            "acpg_run": 1,
+            "status": "running",
+            "args": vars(args),
+            "argv": sys.argv[1:],
+            "versions": versions,
+        }
+        self.record["script_sha256"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         if args.track:
-            self.track()
-        if args.capture_video:
-            try:
-                import moviepy  # noqa: F401
-            except ImportError as error:
-                raise ValueError("--capture-video needs MoviePy: pip install moviepy") from error
-        try:
-            self.take_over()
-        except OSError as error:
-            raise ValueError(f"--run-dir {self.path} cannot be written: {error.strerror}; choose another") from error
-        self.writer = SummaryWriter(str(self.path))
-        table = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
-        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-        self.file = open(self.path / "progress.csv", "w", newline="", buffering=1)
-        self.csv, self.window, self.waiting, self.grid = None, {}, [], 0
-        self.returns, self.step, self.interrupted = deque(maxlen=100), 0, False
-        self.bar = tqdm(total=args.total_timesteps, unit="step", unit_scale=True, disable=None)
-        self.start = time.perf_counter()
-
-    def track(self):
-        try:
             import wandb
 
-            where = {"project": self.args.wandb_project_name, "entity": self.args.wandb_entity}
-            wandb.init(**where, name=self.path.name, config=vars(self.args), sync_tensorboard=True, save_code=True)
-        except ImportError as error:
-            raise ValueError("--track needs Weights & Biases: pip install wandb") from error
-        except Exception as error:  # not logged in, no network, no such entity
-            raise ValueError(f"--track: Weights & Biases did not start: {' '.join(str(error).split())}") from error
-
-    @staticmethod
-    def versions():
-        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        try:
-            commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            commit = ""
-        modules = {"gymnasium": gym.__version__, "numpy": np.__version__, "torch": str(torch.__version__)}
-        return {"python": platform.python_version(), **modules, "git_commit": commit}
-
-    def take_over(self):
-        marker = self.path / "run.json"
-        if self.path.exists() and any(self.path.iterdir()):
+            names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.path.name}
             try:
-                ours = "acpg_run" in json.loads(marker.read_text())
-            except (OSError, ValueError, TypeError):
-                ours = False
-            if not ours:
-                raise ValueError(f"--run-dir {self.path} holds other files than a run's; choose another or empty it")
-            for old in (*self.path.glob("events.out.tfevents.*"), self.path / "progress.csv", self.path / "model.pt"):
-                old.unlink(missing_ok=True)
-            shutil.rmtree(self.path / "videos", ignore_errors=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_record()
+                wandb.init(**names, config=vars(args), sync_tensorboard=True, save_code=True)
+            except Exception as error:  # not logged in, no network, no such entity
+                raise ValueError(f"--track: wandb did not start: {error}") from error
+        try:
+            ours = "acpg_run" in json.loads((self.path / "run.json").read_text())
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours and self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(f"--run-dir {self.path} holds files of no run; choose another or empty it")
+        try:
+            for old in ("events.out.tfevents.*", "progress.csv", "model.pt", "videos/*"):
+                for path in self.path.glob(old):
+                    path.unlink()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_record()
+            self.writer = SummaryWriter(str(self.path))
+            self.file = open(self.path / "progress.csv", "w", newline="", buffering=1)
+        except OSError as error:
+            raise ValueError(f"--run-dir {self.path} cannot be written: {error.strerror}") from error
+        table = ["|param|value|", "|-|-|", *(f"|{key}|{value}|" for key, value in vars(args).items())]
+        self.writer.add_text("hyperparameters", "\n".join(table))
+        self.bar = tqdm(total=args.total_timesteps, unit="step", unit_scale=True, disable=None)
+        self.start, self.shown = time.perf_counter(), 0.0
 
     def write_record(self):
-        temporary = self.path / "run.json.tmp"
-        temporary.write_text(json.dumps(self.record, indent=2) + "\n")
-        temporary.replace(self.path / "run.json")
+        (self.path / "run.json.tmp").write_text(json.dumps(self.record, indent=2) + "\n")
+        (self.path / "run.json.tmp").replace(self.path / "run.json")
 
     def log(self, tags, step):
-        """Write each tag's value, or the mean of a list of values, at `step`; an empty list leaves a gap."""
-        summary = Summary()  # one for all tags, since add_scalar takes its time for each
-        for tag, values in tags.items():
-            values = values if isinstance(values, list) else [values]
-            self.window.setdefault(tag, []).extend(values)
-            if values:
-                summary.value.add(tag=tag, simple_value=sum(values) / len(values))
-        self.writer.file_writer.add_summary(summary, step)
-
-    def advance(self, step):
-        """Move the progress bar to `step` and write a row of progress.csv where its grid of steps says so."""
-        self.bar.update(step - self.step)
-        self.step = step
+        """Make an entry of the event file and of progress.csv, in which None leaves a gap, and show progress."""
+        seconds, total = time.perf_counter() - self.start, self.args.total_timesteps
+        if step > 0:
+            means = np.mean(self.envs.episodes, axis=0).tolist() if self.envs.episodes else [None] * 3
+            charts = {"charts/episodic_return": means[1], "charts/episodic_length": means[2]}
+            tags = charts | {"charts/SPS": step / seconds} | tags
+        for tag, value in tags.items():
+            if value is not None:
+                self.writer.add_scalar(tag, value, step)
+        self.rows.append({"global_step": step} | tags)
+        if step == 0:  # the untrained network's row, which waits for the columns of the first whole one
+            return
+        if self.table is None:
+            self.table = csv.DictWriter(self.file, self.rows[-1] | self.rows[0], restval="")
+            self.table.writeheader()
+        self.table.writerows(self.rows)
+        self.rows.clear()
+        self.returns.extend(episode[1] for episode in self.envs.episodes)
+        self.envs.episodes.clear()
         if self.returns:
-            self.bar.set_postfix_str(f"return {np.mean(self.returns):.1f}", refresh=False)
-        grid = step * (self.ROWS - 1) // self.args.total_timesteps
-        if grid > self.grid or step == 0:
-            self.grid = grid
-            self.end_row()
-            if step > 0:  # which columns there are is known after the first update only
-                self.write_rows()
-        if self.interrupted:
-            raise KeyboardInterrupt
-
-    def end_row(self):
-        row = {tag: sum(values) / len(values) if values else "" for tag, values in self.window.items()}
-        self.waiting.append({"global_step": self.step} | row)
-        self.window = {tag: [] for tag in self.window}
-
-    def write_rows(self):
-        if self.csv is None:
-            self.csv = csv.DictWriter(self.file, list(self.waiting[-1]), restval="")
-            self.csv.writeheader()
-        self.csv.writerows(self.waiting)
-        self.waiting = []
-
-    def save(self):
-        """Write model.pt: agent (state dict), args and versions, all of plain types."""
-        state = {name: tensor.cpu().clone() for name, tensor in self.agent.state_dict().items()}
-        checkpoint = {"agent": state, "args": dict(vars(self.args)), "versions": dict(self.record["versions"])}
-        torch.save(checkpoint, self.path / "model.pt.tmp")
-        (self.path / "model.pt.tmp").replace(self.path / "model.pt")
+            self.summary = f"mean return {np.mean(self.returns):.1f} over the last {len(self.returns)} episodes"
+        self.bar.set_postfix_str(self.summary, refresh=False)
+        self.bar.update(step - self.step)
+        if self.bar.disable and 10 * step // total > 10 * self.step // total and seconds > self.shown + 10:
+            self.shown = seconds  # without a terminal, a line every tenth of the run, no two within 10 s
+            print(f"{step} of {total} steps in {seconds:.0f} s: {self.summary}", flush=True)
+        self.step = step
 
     def interrupt(self, *_):
-        """On Ctrl-C. Raising here could leave an update half done, or the event writer waiting for itself for ever."""
+        if self.interrupted:  # the second Ctrl-C; the first lets the update end
+            sys.exit(130)
         self.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __enter__(self):
-        self.old_handler = signal.signal(signal.SIGINT, self.interrupt)
+        signal.signal(signal.SIGINT, self.interrupt)
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, kind, error, tb):
         seconds = time.perf_counter() - self.start
-        self.bar.close()
-        if any(self.window.values()):
-            self.end_row()
-        if self.waiting:
-            self.write_rows()
-        self.file.close()
-        self.writer.close()
-        if self.args.save_model:
-            self.save()
-        status = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
-        final = float(np.mean(self.returns)) if self.returns else None
-        self.record |= {"status": status, "global_step": self.step, "wall_time": seconds, "final_return": final}
+        for closing in (self.bar, self.file, self.writer):
+            closing.close()
+        if self.args.save_model or kind:  # tensors and plain types, for torch.load(path, weights_only=True)
+            state = {name: tensor.cpu() for name, tensor in self.agent.state_dict().items()}
+            checkpoint = {"script": Path(__file__).stem, "agent": state, "args": dict(vars(self.args))}
+            torch.save(checkpoint | {"versions": self.record["versions"]}, self.path / "model.pt.tmp")
+            (self.path / "model.pt.tmp").replace(self.path / "model.pt")
+        status = "interrupted" if self.interrupted else "failed" if kind else "finished"
+        self.record |= {"status": status, "global_step": self.step, "wall_time": seconds}
+        self.record["final_return"] = float(np.mean(self.returns)) if self.returns else None
         self.write_record()
-        signal.signal(signal.SIGINT, self.old_handler)
-        mean = f"mean return {final:.1f} over the last {len(self.returns)} episodes" if self.returns else "no episode ended"
-        print(f"{self.args.env_id} {self.args.exp_name} seed {self.args.seed} {status}: {mean}, ", end="")
-        print(f"{self.step} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
-        if kind is KeyboardInterrupt:
-            raise SystemExit(130) from error
+        who = f"{self.args.env_id} {self.args.exp_name} seed {self.args.seed} {status}: {self.summary}"
+        print(f"{who}, {self.step} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
+        if isinstance(error, Exception) and not os.environ.get("ACPG_TRACEBACK"):
+            where = "{0.filename}:{0.lineno}; ACPG_TRACEBACK=1 shows all".format(traceback.extract_tb(tb)[-1])
+            sys.exit(f"error: step {self.envs.steps}: {kind.__name__}: {' '.join(str(error).split())} ({where})")
 
 
 if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     try:
         check_args(args)
-        observation_space, action_space = check_env(args)
         random.seed(args.seed)
         np.random.seed(args.seed)
         torch.manual_seed(args.seed)
         torch.set_num_threads(args.torch_threads)
         device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
-        agent = Agent(observation_space, action_space, args).to(device)
-        parameters = flatten_parameters(agent)
-        # torch.optim.Adam as a function, without the bookkeeping of the class, which takes longer than the step: running
-        # means of gradient and square, none of their maximum, and the number of steps
-        adam_state = [[torch.zeros_like(parameters.data)] for _ in range(2)] + [[], [torch.zeros((), device=device)]]
-        learning_rate = args.learning_rate
-        loss_function = torch.compile(ppo_loss) if args.compile else ppo_loss
-        run = Run(args, agent)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        envs = Envs(args)
+        agent = Agent(envs.observation_space, envs.action_space, args).to(device)
+        run = Run(args, agent, envs)
+    except (ValueError, ImportError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)
+    optimizer = Adam(agent.parameters())
+    if args.capture_video:
+        envs.envs[0] = gym.wrappers.RecordVideo(envs.envs[0], str(run.path / "videos"))
+    if args.compile:
+        torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes part of the graph
+        update = torch.compile(update, fullgraph=True, options={"cpp_wrapper": device.type == "cpu"})
+    batch_size, shape = args.num_envs * args.num_steps, (args.num_steps, args.num_envs)
+    num_iterations = args.total_timesteps // batch_size
 
-    # SAME_STEP: the step that ends an episode also resets it, so every step is a real one.
-    # copy=False: the observations live in one buffer, which is copied out before the next step.
-    video_dir = run.path / "videos" if args.capture_video else None
-    env_fns = [make_env(args, i, video_dir) for i in range(args.num_envs)]
-    with run, closing(SyncVectorEnv(env_fns, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)) as envs:
-        # A list: reset(seed=s) would give environment i seed s + i, and runs with neighbouring seeds shared environments.
-        env_seeds = np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist()
-        next_obs, _ = envs.reset(seed=env_seeds)
-        shuffling, permuting = make_generator(args.seed, stream=2), make_generator(args.seed, stream=3)
-        acting = np.random.default_rng((args.seed, 4))
+    # Storage of one rollout, on the host, where the environments are: `after` is what the steps led to
+    obs, after = np.zeros((2, *shape, *envs.obs.shape[1:]), dtype=envs.obs.dtype)
+    logits = np.zeros((*shape, int(envs.action_space.n)), dtype=np.float32)
+    actions = np.zeros(shape, dtype=np.int64)
+    rewards, terminations, truncations = np.zeros((3, *shape), dtype=np.float32)
+    stats, weights = [], nn.utils.parameters_to_vector(agent.parameters()).detach()
 
-        # Storage of one rollout, on the host: environments live there, and one transfer per rollout is cheaper than many.
-        num_actions, action_start = int(action_space.n), int(action_space.start)
-        obs = np.zeros((args.num_steps + 1, *next_obs.shape), dtype=np.float32)  # the last is where the rollout led
-        actions = np.zeros((args.num_steps, args.num_envs), dtype=np.int64)
-        logits = np.zeros((args.num_steps, args.num_envs, num_actions), dtype=np.float32)
-        rewards, terminations, truncations = np.zeros((3, args.num_steps, args.num_envs), dtype=np.float32)
-        episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
+    with run:
+        next_obs = envs.reset(seeds=np.random.SeedSequence(args.seed).generate_state(args.num_envs))
+        for iteration in range(1, num_iterations + 1):
+            rng = np.random.default_rng((args.seed, iteration))  # all that is random below: twins stay paired
+            lr = args.learning_rate * (1.0 - args.anneal_lr * (iteration - 1.0) / num_iterations)
 
-        for iteration in range(1, args.num_iterations + 1):
-            if args.anneal_lr:
-                learning_rate = (1.0 - (iteration - 1.0) / args.num_iterations) * args.learning_rate
-
-            # Rollout. The maximum of logits plus Gumbel noise is a sample from their softmax.
-            noise = acting.gumbel(size=(args.num_steps, args.num_envs, num_actions))
-            episodic_returns, episodic_lengths, final_obs, final_at = [], [], [], []
+            # Rollout: the maximum of logits plus Gumbel noise is a sample from their softmax
+            noise = rng.gumbel(size=logits.shape)
             with torch.inference_mode():
-                for step in range(args.num_steps):
-                    obs[step] = next_obs
-                    logits[step] = agent.logits(torch.from_numpy(obs[step]).to(device)).cpu().numpy()
-                    actions[step] = action = (logits[step] + noise[step]).argmax(-1)
-                    next_obs, reward, termination, truncation, infos = envs.step(action + action_start)
-                    rewards[step], terminations[step], truncations[step] = reward, termination, truncation
-                    episode_return += reward
-                    episode_length += 1
-                    if "final_obs" in infos:  # an episode ended
-                        for i in np.flatnonzero(termination | truncation):
-                            if not termination[i]:
-                                final_obs.append(infos["final_obs"][i])
-                                final_at.append((step, i))
-                            episodic_returns.append(float(episode_return[i]))
-                            episodic_lengths.append(int(episode_length[i]))
-                            episode_return[i], episode_length[i] = 0.0, 0
-            global_step = iteration * args.batch_size
+                for t in range(args.num_steps):
+                    obs[t] = next_obs
+                    logits[t] = agent.logits(torch.from_numpy(obs[t]).to(device)).cpu().numpy()
+                    actions[t] = (logits[t] + noise[t]).argmax(-1)
+                    next_obs, rewards[t], terminations[t], truncations[t], after[t] = envs.step(actions[t])
+            global_step = iteration * batch_size
 
-            # Values and log-probabilities of the whole rollout at once, by the network that acted
-            obs[-1] = next_obs
+            # Advantages, by the network that acted
+            tensors = (torch.as_tensor(x, device=device).flatten(0, 1) for x in (obs, after, actions, logits))
+            b_obs, b_after, b_actions, b_logits = tensors
             with torch.no_grad():
-                b_obs, b_actions, b_logits = (torch.as_tensor(x, device=device).flatten(0, 1) for x in (obs, actions, logits))
                 b_logprobs = b_logits.log_softmax(-1).gather(1, b_actions.unsqueeze(1)).squeeze(1)
-                values = agent.value(b_obs).view(-1, args.num_envs).cpu().numpy()
-                b_obs, values, next_values = b_obs[: args.batch_size], values[:-1], values[1:].copy()
-                if final_obs:  # where an episode was truncated, the next state is its own last one
-                    final_obs = torch.as_tensor(np.stack(final_obs), dtype=torch.float32, device=device)
-                    next_values[tuple(np.transpose(final_at))] = agent.value(final_obs).cpu().numpy()
-            ends = (terminations, truncations)
-            advantages, returns = compute_gae(values, next_values, rewards, *ends, args.gamma, args.gae_lambda)
-            b_advantages, b_returns, b_values = (
-                torch.as_tensor(x, device=device).flatten() for x in (advantages, returns, values)
-            )
-            batch = (b_obs, b_actions, b_logprobs, b_advantages, b_returns, b_values)
-
-            # Measured before the update: collapse/* at a step describes the network trained for so many steps
-            if args.diagnostics_interval and (iteration - 1) % args.diagnostics_interval == 0:
-                run.log(diagnose(agent, b_obs, permuting), global_step - args.batch_size)
-            if iteration == 1:
-                run.advance(0)
+                values, next_values = (agent.value(x).view(shape).cpu().numpy() for x in (b_obs, b_after))
+            steps = (values, next_values, rewards, terminations, truncations)
+            advantages, returns = compute_gae(*steps, args.gamma, args.gae_lambda)
+            tensors = (torch.as_tensor(x, device=device).flatten() for x in (advantages, returns, values))
+            b_advantages, b_returns, b_values = tensors
+            if iteration == 1 and args.diagnostics_interval:  # the untrained network
+                run.log(diagnose(agent, b_obs, args.seed), 0)
 
             # Update
-            previous = parameters.detach().clone()
-            losses, logratios = [], []
+            batch = (b_obs, b_actions, b_logprobs, b_advantages, b_returns, b_values)
             for _ in range(args.update_epochs):
-                b_inds = torch.randperm(args.batch_size, generator=shuffling).to(device)
-                shuffled = [tensor.index_select(0, b_inds).split(args.minibatch_size) for tensor in batch]
-                for minibatch in zip(*shuffled, strict=True):
-                    parameters.grad.zero_()
-                    loss, parts, logratio = loss_function(agent, args, *minibatch)
-                    loss.backward()
-                    parameters.grad[None].renorm_(2, 0, args.max_grad_norm)  # nn.utils.clip_grad_norm_ in one kernel
-                    adam([parameters.data], [parameters.grad], *adam_state, lr=learning_rate, **ADAM)
-                    losses.append(torch.stack(parts))
-                    logratios.append(logratio)
-                if args.target_kl is not None and (logratio.exp() - 1 - logratio).mean() > args.target_kl:
+                b_inds = torch.from_numpy(rng.permutation(batch_size)).to(device)
+                for minibatch in zip(*(x[b_inds].chunk(args.num_minibatches) for x in batch), strict=True):
+                    stats.append(update(agent, optimizer, args, torch.tensor(lr), *minibatch))
+                if args.target_kl is not None and stats[-1]["losses/approx_kl"] > args.target_kl:
                     break
+            before, weights = weights, nn.utils.parameters_to_vector(agent.parameters()).detach()
+            if not torch.isfinite(weights.sum()):
+                nn.utils.vector_to_parameters(before, agent.parameters())
+                where = f"at update {iteration} (step {global_step}); model.pt has the weights before it"
+                sys.exit(f"error: non-finite loss {where}; lower --learning-rate, check the rewards for nan")
 
-            value_loss, policy_loss, entropy = torch.stack(losses).mean(0).tolist()
-            if not math.isfinite(value_loss + policy_loss + entropy + parameters.detach().sum().item()):
-                parameters.data.copy_(previous)
-                run.save()
-                sys.exit(
-                    f"error: non-finite loss or weight at update {iteration} (step {global_step}); the weights from before "
-                    f"it are in {run.path / 'model.pt'}; try a lower --learning-rate, and check the rewards for nan"
-                )
-
-            logratio = torch.cat(logratios)
-            ratio = logratio.exp()
+            # Logs: an entry is the mean since the one before
+            last = iteration == num_iterations or run.interrupted
+            if iteration % args.log_interval and not last:
+                continue
+            tags = {name: torch.stack([s[name] for s in stats]).mean().item() for name in stats[0]}
             explained_variance = 1 - (b_returns - b_values).var(correction=0) / b_returns.var(correction=0)
-            run.log(
-                {
-                    "charts/episodic_return": episodic_returns,
-                    "charts/episodic_length": episodic_lengths,
-                    "charts/learning_rate": learning_rate,
-                    "charts/SPS": global_step / (time.perf_counter() - run.start),
-                    "losses/value_loss": value_loss,
-                    "losses/policy_loss": policy_loss,
-                    "losses/entropy": entropy,
-                    "losses/old_approx_kl": -logratio.mean().item(),
-                    "losses/approx_kl": (ratio - 1 - logratio).mean().item(),
-                    "losses/clipfrac": ((ratio - 1).abs() > args.clip_coef).float().mean().item(),
-                    "losses/explained_variance": explained_variance.item(),
-                },
-                global_step,
-            )
-            if args.diagnostics_interval and iteration == args.num_iterations:
-                run.log(diagnose(agent, b_obs, permuting), global_step)
-            run.returns.extend(episodic_returns)
-            run.advance(global_step)
+            tags |= {"losses/explained_variance": explained_variance.item(), "charts/learning_rate": lr}
+            if args.diagnostics_interval and (last or iteration % args.diagnostics_interval < args.log_interval):
+                tags |= diagnose(agent, b_obs, args.seed)
+            run.log(tags, global_step)
+            stats.clear()
+            if last:
+                break
+    sys.exit(130 if run.interrupted else 0)
