@@ -53,7 +53,6 @@ class Args:
     run_dir: str = ""  # the run folder; default: runs/<env-id>__<exp-name>__<seed>
     log_interval: int = 50  # updates per entry of the logs, which is their mean
     diagnostics_interval: int = 250  # updates between two measurements of collapse/*; 0: never
-
     # Algorithm specific arguments
     env_id: str = "CartPole-v1"  # id of the environment; `module:EnvId-v0` imports module first
     env_kwargs: str = "{}"  # its keyword arguments, as JSON
@@ -85,12 +84,11 @@ def simplex_etf(num_actions, feature_dim, generator=None):
     frame). Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
     """
     if not 2 <= num_actions <= feature_dim + 1:
-        raise ValueError(f"--feature-dim {feature_dim} suits 2 to {feature_dim + 1} actions, not {num_actions}")
+        raise ValueError(f"--feature-dim {feature_dim} fits 2 to {feature_dim + 1} actions, not {num_actions}")
     gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
-    centring = torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions
-    v = torch.linalg.qr(centring[:, 1:]).Q
+    v = torch.linalg.qr((torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions)[:, 1:]).Q
     return (math.sqrt(num_actions / (num_actions - 1)) * v @ q.T).float()
 
 
@@ -196,8 +194,8 @@ def a2c_loss(agent, args, b_obs, b_actions, b_advantages, b_returns):
 
 
 class RMSprop:
-    """torch.optim.RMSprop after nn.utils.clip_grad_norm_, on one vector: the same numbers, but it compiles. For
-    torch's own, let `update` call zero_grad(), loss.backward(), clip_grad_norm_() and step() as usual."""
+    """torch.optim.RMSprop after nn.utils.clip_grad_norm_, on one vector: the same numbers, but it compiles.
+    For torch's own, let `update` call zero_grad(), loss.backward(), clip_grad_norm_() and step() as usual."""
 
     def __init__(self, params):
         self.params = list(params)
@@ -234,9 +232,9 @@ COLLAPSE_METRICS = (
 def collapse_metrics(features, actions, weight, bias=None):
     """How far features (N, d) have collapsed, with labels `actions` (N,), a layer's weight (K, d), bias (K,).
 
-    Labels are the optimal actions where known, else the policy's greedy ones, which flatter. Means are centred on
-    their unweighted mean, the weight over the classes present. A class without samples takes no part, one with a
-    single sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined: docs/metrics.md.
+    Labels are the optimal actions where known, else the policy's greedy ones, which flatter. Means are centred
+    on their unweighted mean, the weight over the classes present. A class without samples takes no part, one of
+    one sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined (docs/metrics.md).
     """
     classes, labels, counts = actions.unique(return_inverse=True, return_counts=True)
     metrics = dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(len(classes))}
@@ -266,15 +264,15 @@ def collapse_metrics(features, actions, weight, bias=None):
         distances = (between[i] - between[j]).square().sum(1)
         metrics["cdnv"] = ((variances[several][i] + variances[several][j]) / (2 * distances)).mean()
     # AC3: the class means form a simplex ETF, the same one as the weights
-    weight = weight[classes] - weight[classes].mean(0)
+    weight, identity = weight[classes] - weight[classes].mean(0), torch.eye(k, dtype=h.dtype, device=h.device)
     for name, vectors in (("means", centred), ("weights", weight)):
         norms = vectors.norm(dim=1)
-        cosines = (vectors @ vectors.T / torch.outer(norms, norms))[~torch.eye(k, dtype=torch.bool, device=h.device)]
+        cosines = (vectors @ vectors.T / torch.outer(norms, norms))[identity == 0]
         metrics[f"{name}_equinorm"] = norms.std(correction=0) / norms.mean()
         metrics[f"{name}_equiangularity"] = cosines.std(correction=0)
         metrics[f"{name}_max_angle"] = (cosines + 1 / (k - 1)).abs().mean()
-    gram, simplex = centred @ centred.T, torch.eye(k, dtype=h.dtype, device=h.device) - 1 / k
-    metrics["etf_error"] = (gram / gram.norm() - simplex / math.sqrt(k - 1)).norm()
+    gram, simplex = centred @ centred.T, (identity - 1 / k) / math.sqrt(k - 1)
+    metrics["etf_error"] = (gram / gram.norm() - simplex).norm()
     metrics["self_duality"] = (weight / weight.norm() - centred / centred.norm()).square().sum()
     metrics["mean_weight_cosine"] = F.cosine_similarity(centred, weight, eps=0).mean()
     return {name: float(value) if math.isfinite(value) else math.nan for name, value in metrics.items()}
@@ -307,8 +305,7 @@ def check_args(args):
         if type(value) in (int, float) and not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} must lie between {low} and {high}, got {value}")
     if not 2 <= args.num_envs * args.num_steps <= args.total_timesteps:
-        rule = f"must have two steps or more, and not exceed --total-timesteps {args.total_timesteps}"
-        raise ValueError(f"the batch of --num-envs {args.num_envs} x --num-steps {args.num_steps} {rule}")
+        raise ValueError("--num-envs x --num-steps must lie between 2 and --total-timesteps")
     if args.capture_video:
         import moviepy  # noqa: F401
     if args.compile and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
@@ -316,8 +313,8 @@ def check_args(args):
 
 
 class Envs:
-    """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Ignores infos and
-    copies observations at once. `episodes` collects (environment, return, length) of those that end."""
+    """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Infos are ignored,
+    observations copied at once. `episodes` collects (environment, return, length) of those that end."""
 
     def __init__(self, args):
         sys.path.append(os.getcwd())  # so that `module:EnvId-v0` is found here too
@@ -335,8 +332,8 @@ class Envs:
             needed = "Discrete actions and flat Box or Discrete observations (FlattenObservation?)"
             raise ValueError(f"--env-id {args.env_id} has {self.action_space}, {space}; needed are {needed}")
         dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
-        self.observation_space, shape = space, (args.num_envs, *space.shape)
-        self.obs, self.after = np.zeros(shape, dtype=dtype), np.zeros(shape, dtype=dtype)
+        self.observation_space = space
+        self.obs, self.after = self.both = np.zeros((2, args.num_envs, *space.shape), dtype=dtype)
         self.rewards, self.terminations, self.truncations = np.zeros((3, args.num_envs), dtype=np.float32)
         self.steps, self.episodes, self.running = 0, [], [(0.0, 0)] * args.num_envs  # running: return, length
 
@@ -345,6 +342,7 @@ class Envs:
         for i, env in enumerate(self.envs):
             self.obs[i], _ = env.reset(seed=None if seeds is None else int(seeds[i]))
             self.running[i] = (0.0, 0)
+        self.check()
         return self.obs
 
     def step(self, actions):
@@ -361,9 +359,12 @@ class Envs:
                 self.running[i] = (0.0, 0)
                 self.obs[i], _ = env.reset()
         self.steps += len(self.envs)
-        if not np.isfinite(self.after).all():
-            raise ValueError("the observation is not finite")
+        self.check()
         return self.obs, self.rewards, self.terminations, self.truncations, self.after
+
+    def check(self):
+        if not np.isfinite(self.both).all():
+            raise ValueError("the observation is not finite")
 
 
 class Run:
@@ -378,14 +379,15 @@ class Run:
         commit = subprocess.run(git, capture_output=True, text=True).stdout if shutil.which("git") else ""
         versions = {module.__name__: str(module.__version__) for module in (gym, np, torch)}
         versions |= {"python": sys.version.split()[0], "git_commit": commit.strip()}
-        self.record = {
-            "acpg_run": 1,
-            "status": "running",
-            "args": vars(args),
-            "argv": sys.argv[1:],
-            "versions": versions,
-        }
-        self.record["script_sha256"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        sha256 = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        self.record = {"acpg_run": 1, "status": "running", "argv": sys.argv[1:], "script_sha256": sha256}
+        self.record |= {"args": vars(args), "versions": versions}
+        try:
+            ours = "acpg_run" in json.loads((self.path / "run.json").read_text())
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours and self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(f"--run-dir {self.path} holds files of no run; choose another or empty it")
         if args.track:
             import wandb
 
@@ -394,12 +396,6 @@ class Run:
                 wandb.init(**names, config=vars(args), sync_tensorboard=True, save_code=True)
             except Exception as error:  # not logged in, no network, no such entity
                 raise ValueError(f"--track: wandb did not start: {error}") from error
-        try:
-            ours = "acpg_run" in json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours and self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"--run-dir {self.path} holds files of no run; choose another or empty it")
         try:
             for old in ("events.out.tfevents.*", "progress.csv", "model.pt", "videos/*"):
                 for path in self.path.glob(old):
@@ -420,7 +416,7 @@ class Run:
         (self.path / "run.json.tmp").replace(self.path / "run.json")
 
     def log(self, tags, step):
-        """Make an entry of the event file and of progress.csv, in which None leaves a gap, and show progress."""
+        """Make an entry of the event file and of progress.csv, where None leaves a gap, and show progress."""
         seconds, total = time.perf_counter() - self.start, self.args.total_timesteps
         if step > 0:
             means = np.mean(self.envs.episodes, axis=0).tolist() if self.envs.episodes else [None] * 3
@@ -474,7 +470,8 @@ class Run:
         print(f"{who}, {self.step} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
         if isinstance(error, Exception) and not os.environ.get("ACPG_TRACEBACK"):
             where = "{0.filename}:{0.lineno}; ACPG_TRACEBACK=1 shows all".format(traceback.extract_tb(tb)[-1])
-            sys.exit(f"error: step {self.envs.steps}: {kind.__name__}: {' '.join(str(error).split())} ({where})")
+            what = f"{kind.__name__}: {' '.join(str(error).split())}"
+            sys.exit(f"error: at step {self.envs.steps}: {what} ({where})")
 
 
 if __name__ == "__main__":
@@ -524,10 +521,10 @@ if __name__ == "__main__":
                     logits = agent.logits(torch.from_numpy(obs[t]).to(device)).cpu().numpy()
                     actions[t] = (logits + noise[t]).argmax(-1)
                     next_obs, rewards[t], terminations[t], truncations[t], after[t] = envs.step(actions[t])
-            global_step = iteration * batch_size
 
             # Advantages, by the network that acted
-            b_obs, b_after, b_actions = (torch.tensor(x, device=device).flatten(0, 1) for x in (obs, after, actions))
+            tensors = (torch.tensor(x, device=device).flatten(0, 1) for x in (obs, after, actions))
+            b_obs, b_after, b_actions = tensors
             with torch.no_grad():
                 values, next_values = (agent.value(x).view(shape).cpu().numpy() for x in (b_obs, b_after))
             steps = (values, next_values, rewards, terminations, truncations)
@@ -536,12 +533,13 @@ if __name__ == "__main__":
             b_advantages, b_returns, b_values = tensors
 
             # Update
-            stats.append(update(agent, optimizer, args, torch.tensor(lr), b_obs, b_actions, b_advantages, b_returns))
+            batch = (b_obs, b_actions, b_advantages, b_returns)
+            stats.append(update(agent, optimizer, args, torch.tensor(lr), *batch))
             window.append((b_obs, b_values, b_returns))
             before, weights = weights, nn.utils.parameters_to_vector(agent.parameters()).detach()
             if not torch.isfinite(weights.sum()):
                 nn.utils.vector_to_parameters(before, agent.parameters())
-                where = f"at update {iteration} (step {global_step}); model.pt has the weights before it"
+                where = f"at update {iteration} (step {envs.steps}); model.pt has the weights before it"
                 sys.exit(f"error: non-finite loss {where}; lower --learning-rate, check the rewards for nan")
 
             # Logs: an entry is the mean since the one before
@@ -556,7 +554,7 @@ if __name__ == "__main__":
             tags |= {"losses/explained_variance": explained_variance.item(), "charts/learning_rate": lr}
             if args.diagnostics_interval and (last or iteration % args.diagnostics_interval < args.log_interval):
                 tags |= diagnose(agent, b_obs, args.seed)
-            run.log(tags, global_step)
+            run.log(tags, envs.steps)
             stats.clear()
             window.clear()
             if last:

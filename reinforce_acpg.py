@@ -52,7 +52,6 @@ class Args:
     run_dir: str = ""  # the run folder; default: runs/<env-id>__<exp-name>__<seed>
     log_interval: int = 1  # updates per entry of the logs, which is their mean
     diagnostics_interval: int = 20  # updates between two measurements of collapse/*; 0: never
-
     # Algorithm specific arguments
     env_id: str = "CartPole-v1"  # id of the environment; `module:EnvId-v0` imports module first
     env_kwargs: str = "{}"  # its keyword arguments, as JSON
@@ -63,7 +62,7 @@ class Args:
     num_episodes: int = 1  # complete episodes of each environment per update, all from a reset
     anneal_lr: bool = True  # anneal the learning rate linearly to zero
     gamma: float = 0.99  # discount factor
-    norm_returns: bool = False  # normalize the returns-to-go of each batch (biased, but of one scale everywhere)
+    norm_returns: bool = False  # normalize the returns-to-go of each batch (biased, but of one scale)
     running_baseline: bool = True  # subtract the running mean of earlier batches' returns-to-go (unbiased)
     ent_coef: float = 0.01  # coefficient of the entropy
     max_grad_norm: float = 0.5  # largest norm of the gradient, above which it is scaled down
@@ -83,12 +82,11 @@ def simplex_etf(num_actions, feature_dim, generator=None):
     frame). Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
     """
     if not 2 <= num_actions <= feature_dim + 1:
-        raise ValueError(f"--feature-dim {feature_dim} suits 2 to {feature_dim + 1} actions, not {num_actions}")
+        raise ValueError(f"--feature-dim {feature_dim} fits 2 to {feature_dim + 1} actions, not {num_actions}")
     gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
-    centring = torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions
-    v = torch.linalg.qr(centring[:, 1:]).Q
+    v = torch.linalg.qr((torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions)[:, 1:]).Q
     return (math.sqrt(num_actions / (num_actions - 1)) * v @ q.T).float()
 
 
@@ -160,11 +158,11 @@ class Agent(nn.Module):
         return self.action_layer(self.features(obs))
 
 
-# REINFORCE --------------------------------------------------------------------------------------------------------
+# REINFORCE --------------------------------------------------------------------------------------------------
 def compute_returns(rewards, dones, gamma):
     """Discounted returns-to-go, R_t = r_t + gamma R_{t+1} (Williams 1992), cut where an episode ended.
 
-    All are (num_steps, num_envs). The return of an episode that was truncated, or that runs on, is what was paid.
+    All are (num_steps, num_envs). The return of an episode that is truncated, or runs on, is what it paid.
     """
     returns, following = np.zeros_like(rewards), np.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
@@ -173,8 +171,8 @@ def compute_returns(rewards, dones, gamma):
 
 
 def reinforce_loss(agent, args, b_obs, b_actions, b_weights):
-    """(loss, stats) of REINFORCE on whole episodes (Williams 1992), all (B,) but b_obs: sums over steps, divided by
-    the number of episodes, of log-probabilities times weights. The entropy logged is the mean over steps."""
+    """(loss, stats) of REINFORCE on whole episodes (Williams 1992), all (B,) but b_obs: sums over steps, divided
+    by the number of episodes; but the entropy in stats is the mean over steps."""
     num_episodes = args.num_envs * args.num_episodes
     logprobs = agent.logits(b_obs).log_softmax(-1)
     entropies = -(logprobs.exp() * logprobs).sum(-1)
@@ -226,9 +224,9 @@ COLLAPSE_METRICS = (
 def collapse_metrics(features, actions, weight, bias=None):
     """How far features (N, d) have collapsed, with labels `actions` (N,), a layer's weight (K, d), bias (K,).
 
-    Labels are the optimal actions where known, else the policy's greedy ones, which flatter. Means are centred on
-    their unweighted mean, the weight over the classes present. A class without samples takes no part, one with a
-    single sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined: docs/metrics.md.
+    Labels are the optimal actions where known, else the policy's greedy ones, which flatter. Means are centred
+    on their unweighted mean, the weight over the classes present. A class without samples takes no part, one of
+    one sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined (docs/metrics.md).
     """
     classes, labels, counts = actions.unique(return_inverse=True, return_counts=True)
     metrics = dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(len(classes))}
@@ -258,15 +256,15 @@ def collapse_metrics(features, actions, weight, bias=None):
         distances = (between[i] - between[j]).square().sum(1)
         metrics["cdnv"] = ((variances[several][i] + variances[several][j]) / (2 * distances)).mean()
     # AC3: the class means form a simplex ETF, the same one as the weights
-    weight = weight[classes] - weight[classes].mean(0)
+    weight, identity = weight[classes] - weight[classes].mean(0), torch.eye(k, dtype=h.dtype, device=h.device)
     for name, vectors in (("means", centred), ("weights", weight)):
         norms = vectors.norm(dim=1)
-        cosines = (vectors @ vectors.T / torch.outer(norms, norms))[~torch.eye(k, dtype=torch.bool, device=h.device)]
+        cosines = (vectors @ vectors.T / torch.outer(norms, norms))[identity == 0]
         metrics[f"{name}_equinorm"] = norms.std(correction=0) / norms.mean()
         metrics[f"{name}_equiangularity"] = cosines.std(correction=0)
         metrics[f"{name}_max_angle"] = (cosines + 1 / (k - 1)).abs().mean()
-    gram, simplex = centred @ centred.T, torch.eye(k, dtype=h.dtype, device=h.device) - 1 / k
-    metrics["etf_error"] = (gram / gram.norm() - simplex / math.sqrt(k - 1)).norm()
+    gram, simplex = centred @ centred.T, (identity - 1 / k) / math.sqrt(k - 1)
+    metrics["etf_error"] = (gram / gram.norm() - simplex).norm()
     metrics["self_duality"] = (weight / weight.norm() - centred / centred.norm()).square().sum()
     metrics["mean_weight_cosine"] = F.cosine_similarity(centred, weight, eps=0).mean()
     return {name: float(value) if math.isfinite(value) else math.nan for name, value in metrics.items()}
@@ -299,16 +297,16 @@ def check_args(args):
         if type(value) in (int, float) and not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} must lie between {low} and {high}, got {value}")
     if args.total_timesteps < args.num_envs:
-        raise ValueError(f"--total-timesteps {args.total_timesteps} is below one step of --num-envs {args.num_envs}")
+        raise ValueError(f"--total-timesteps {args.total_timesteps} is below --num-envs {args.num_envs}")
     if args.norm_returns and args.running_baseline:
-        raise ValueError("--norm-returns takes away what --running-baseline subtracts; add --no-running-baseline")
+        raise ValueError("--norm-returns undoes what --running-baseline does; add --no-running-baseline")
     if args.capture_video:
         import moviepy  # noqa: F401
 
 
 class Envs:
-    """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Ignores infos and
-    copies observations at once. `episodes` collects (environment, return, length) of those that end."""
+    """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Infos are ignored,
+    observations copied at once. `episodes` collects (environment, return, length) of those that end."""
 
     def __init__(self, args):
         sys.path.append(os.getcwd())  # so that `module:EnvId-v0` is found here too
@@ -326,8 +324,8 @@ class Envs:
             needed = "Discrete actions and flat Box or Discrete observations (FlattenObservation?)"
             raise ValueError(f"--env-id {args.env_id} has {self.action_space}, {space}; needed are {needed}")
         dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
-        self.observation_space, shape = space, (args.num_envs, *space.shape)
-        self.obs, self.after = np.zeros(shape, dtype=dtype), np.zeros(shape, dtype=dtype)
+        self.observation_space = space
+        self.obs, self.after = self.both = np.zeros((2, args.num_envs, *space.shape), dtype=dtype)
         self.rewards, self.terminations, self.truncations = np.zeros((3, args.num_envs), dtype=np.float32)
         self.steps, self.episodes, self.running = 0, [], [(0.0, 0)] * args.num_envs  # running: return, length
 
@@ -336,6 +334,7 @@ class Envs:
         for i, env in enumerate(self.envs):
             self.obs[i], _ = env.reset(seed=None if seeds is None else int(seeds[i]))
             self.running[i] = (0.0, 0)
+        self.check()
         return self.obs
 
     def step(self, actions):
@@ -352,9 +351,12 @@ class Envs:
                 self.running[i] = (0.0, 0)
                 self.obs[i], _ = env.reset()
         self.steps += len(self.envs)
-        if not np.isfinite(self.after).all():
-            raise ValueError("the observation is not finite")
+        self.check()
         return self.obs, self.rewards, self.terminations, self.truncations, self.after
+
+    def check(self):
+        if not np.isfinite(self.both).all():
+            raise ValueError("the observation is not finite")
 
 
 class Run:
@@ -369,14 +371,15 @@ class Run:
         commit = subprocess.run(git, capture_output=True, text=True).stdout if shutil.which("git") else ""
         versions = {module.__name__: str(module.__version__) for module in (gym, np, torch)}
         versions |= {"python": sys.version.split()[0], "git_commit": commit.strip()}
-        self.record = {
-            "acpg_run": 1,
-            "status": "running",
-            "args": vars(args),
-            "argv": sys.argv[1:],
-            "versions": versions,
-        }
-        self.record["script_sha256"] = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        sha256 = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        self.record = {"acpg_run": 1, "status": "running", "argv": sys.argv[1:], "script_sha256": sha256}
+        self.record |= {"args": vars(args), "versions": versions}
+        try:
+            ours = "acpg_run" in json.loads((self.path / "run.json").read_text())
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours and self.path.is_dir() and any(self.path.iterdir()):
+            raise ValueError(f"--run-dir {self.path} holds files of no run; choose another or empty it")
         if args.track:
             import wandb
 
@@ -385,12 +388,6 @@ class Run:
                 wandb.init(**names, config=vars(args), sync_tensorboard=True, save_code=True)
             except Exception as error:  # not logged in, no network, no such entity
                 raise ValueError(f"--track: wandb did not start: {error}") from error
-        try:
-            ours = "acpg_run" in json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours and self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"--run-dir {self.path} holds files of no run; choose another or empty it")
         try:
             for old in ("events.out.tfevents.*", "progress.csv", "model.pt", "videos/*"):
                 for path in self.path.glob(old):
@@ -411,7 +408,7 @@ class Run:
         (self.path / "run.json.tmp").replace(self.path / "run.json")
 
     def log(self, tags, step):
-        """Make an entry of the event file and of progress.csv, in which None leaves a gap, and show progress."""
+        """Make an entry of the event file and of progress.csv, where None leaves a gap, and show progress."""
         seconds, total = time.perf_counter() - self.start, self.args.total_timesteps
         if step > 0:
             means = np.mean(self.envs.episodes, axis=0).tolist() if self.envs.episodes else [None] * 3
@@ -465,7 +462,8 @@ class Run:
         print(f"{who}, {self.step} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
         if isinstance(error, Exception) and not os.environ.get("ACPG_TRACEBACK"):
             where = "{0.filename}:{0.lineno}; ACPG_TRACEBACK=1 shows all".format(traceback.extract_tb(tb)[-1])
-            sys.exit(f"error: step {self.envs.steps}: {kind.__name__}: {' '.join(str(error).split())} ({where})")
+            what = f"{kind.__name__}: {' '.join(str(error).split())}"
+            sys.exit(f"error: at step {self.envs.steps}: {what} ({where})")
 
 
 if __name__ == "__main__":
@@ -491,15 +489,14 @@ if __name__ == "__main__":
     iteration, baseline, last = 0, 0.0, False
 
     with run:
-        env_seeds = np.random.SeedSequence(args.seed).generate_state(args.num_envs)
         while not last:
             iteration += 1
             rng = np.random.default_rng((args.seed, iteration))  # all that is random below: twins stay paired
             lr = args.learning_rate * (1.0 - args.anneal_lr * envs.steps / args.total_timesteps)
 
-            # Rollout, until each environment has ended its first episodes: the first to end of all are the short ones
+            # Rollout until each environment has ended num_episodes: the first to end of all would be the short
             logged, envs.episodes = envs.episodes, []
-            next_obs = envs.reset(seeds=env_seeds if iteration == 1 else None)
+            next_obs = envs.reset(seeds=rng.integers(2**32, size=args.num_envs))
             obs, actions, rewards, dones, kept = [], [], [], [], []
             ended = np.zeros(args.num_envs, dtype=np.int64)
             with torch.inference_mode():
@@ -513,9 +510,9 @@ if __name__ == "__main__":
                     dones.append((termination + truncation) > 0)
                     ended += dones[-1]
                     last = envs.steps + args.num_envs > args.total_timesteps or run.interrupted
-            complete = ended.min() >= args.num_episodes  # the run's end may cut a batch short, which is dropped
-            first = [[e for e in envs.episodes if e[0] == i][: args.num_episodes] for i in range(args.num_envs)]
-            envs.episodes = logged + [episode for own in first for episode in own if complete]
+            complete = ended.min() >= args.num_episodes  # else the run's end cut the batch short: it is dropped
+            each = [[e for e in envs.episodes if e[0] == i] for i in range(args.num_envs * complete)]
+            envs.episodes = logged + [episode for own in each for episode in own[: args.num_episodes]]
 
             # Update
             if complete:
@@ -535,15 +532,16 @@ if __name__ == "__main__":
                 if not torch.isfinite(weights.sum()):
                     nn.utils.vector_to_parameters(before, agent.parameters())
                     where = f"at update {iteration} (step {envs.steps}); model.pt has the weights before it"
-                    sys.exit(f"error: non-finite loss {where}; lower --learning-rate, check the rewards for nan")
+                    sys.exit(f"error: non-finite loss {where}; lower --learning-rate, look for nan rewards")
             elif iteration == 1:
-                why = f"error: --total-timesteps {args.total_timesteps} ended before the first batch of episodes did"
-                sys.exit(130 if run.interrupted else f"{why}; raise it, or cut episodes with --max-episode-steps")
+                why = f"error: --total-timesteps {args.total_timesteps} ended before the first batch of episodes"
+                sys.exit(130 if run.interrupted else f"{why}; raise it, or lower --max-episode-steps")
 
             # Logs: an entry is the mean since the one before
             if iteration % args.log_interval and not last:
                 continue
-            tags = {name: torch.stack([s[name] for s in stats]).mean().item() for name in stats[0]} if stats else {}
+            names = stats[0] if stats else ()
+            tags = {name: torch.stack([s[name] for s in stats]).mean().item() for name in names}
             tags["charts/learning_rate"] = lr
             if args.diagnostics_interval and (last or iteration % args.diagnostics_interval < args.log_interval):
                 tags |= diagnose(agent, b_obs, args.seed)
