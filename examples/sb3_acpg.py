@@ -20,57 +20,42 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 @dataclass
 class Args:
-    env_id: str = "CartPole-v1"
-    """id of an environment with Discrete actions"""
-    total_timesteps: int = 50000
-    """environment steps to train for"""
-    seed: int = 1
-    """seed of the weights, the environments and the actions"""
-    etf_scale: float = 1.0
-    """scale of the logits"""
-    feature_gain: float = 0.1
-    """orthogonal gain of the last hidden layer; small, so that the first policy is near uniform"""
+    env_id: str = "CartPole-v1"  # id of an environment with Discrete actions
+    total_timesteps: int = 50000  # environment steps to train for
+    seed: int = 1  # seed of the weights, the environments and the actions
+    etf_scale: float = 1.0  # scale of the logits
+    feature_gain: float = 0.1  # gain of the last hidden layer; small, for a first policy that is near uniform
 
 
 def simplex_etf(num_actions, feature_dim, generator=None):
-    """Rows of a simplex equiangular tight frame: a (num_actions, feature_dim) tensor of unit rows, pairwise cosines
-    -1/(num_actions - 1), summing to zero, in a Haar-random orientation drawn from `generator`.
+    """A simplex equiangular tight frame: (num_actions, feature_dim), unit rows, cosines -1/(num_actions - 1).
 
-    W = sqrt(K/(K-1)) V Q^T, V an orthonormal basis of the complement of the ones vector in R^K, Q a random orthonormal
-    (feature_dim, K-1) matrix: it exists for every feature_dim >= K-1 (Papyan, Han and Donoho 2020 define the frame).
-    Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
+    W = sqrt(K/(K-1)) V Q^T, V an orthonormal basis of the complement of the ones vector in R^K, Q Haar-random
+    orthonormal (feature_dim, K-1); it exists for feature_dim >= K-1 (Papyan, Han and Donoho 2020 define the
+    frame). Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
     """
-    if num_actions < 2:
-        raise ValueError(f"a simplex ETF needs at least 2 actions, got {num_actions}")
-    if feature_dim < num_actions - 1:
-        raise ValueError(
-            f"feature_dim {feature_dim} (--feature-dim) is too small for a simplex ETF of {num_actions} actions: "
-            f"it takes at least {num_actions - 1}"
-        )
+    if not 2 <= num_actions <= feature_dim + 1:
+        raise ValueError(f"--feature-dim {feature_dim} fits 2 to {feature_dim + 1} actions, not {num_actions}")
     gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
-    centring = torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions
-    v = torch.linalg.qr(centring[:, 1:]).Q
+    v = torch.linalg.qr((torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions)[:, 1:]).Q
     return (math.sqrt(num_actions / (num_actions - 1)) * v @ q.T).float()
 
 
 class ActionLayer(nn.Module):
-    """logits = scale * W h. W (num_actions, feature_dim) is a buffer, saved but never trained, unless `learned`."""
-
-    bias = None
+    """logits = scale * W h. W (num_actions, feature_dim) is a buffer, saved, not trained unless `learned`."""
 
     def __init__(self, weight, scale=1.0, learned=False):
         super().__init__()
-        self.scale = scale
+        self.scale, self.bias = scale, None
         if learned:
             self.weight = nn.Parameter(weight)
         else:
             self.register_buffer("weight", weight)
 
     def forward(self, h):
-        logits = nn.functional.linear(h, self.weight)
-        return logits if self.scale == 1.0 else self.scale * logits
+        return self.scale * nn.functional.linear(h, self.weight)
 
 
 class ACPGPolicy(ActorCriticPolicy):
