@@ -2,11 +2,11 @@
 
     python a2c_acpg.py --env-id CartPole-v1
     python a2c_acpg.py --env-id LunarLander-v3 --seed 2
-    python a2c_acpg.py --action-layer random    # control: a fixed layer that is no ETF
+    python a2c_acpg.py --action-layer random --exp-name random    # control: a fixed layer, no ETF
 
 Action Collapse Policy Gradient (Zhou et al. 2025, arXiv 2509.02737): logits = scale * W h(s), W a simplex
-equiangular tight frame (ETF) that is never trained, only the features h are. `diff a2c_baseline.py` with this
-file shows the method and nothing else. What is logged is in docs/metrics.md, why in docs/implementation.md.
+equiangular tight frame (ETF) that is never trained, only the features h are. `diff` with its baseline shows
+the method and its initialisation, nothing else. docs/metrics.md: what is logged; docs/implementation.md: why.
 """
 
 import csv
@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,21 +42,21 @@ from tqdm import tqdm
 @dataclass
 class Args:
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
-    seed: int = 1  # seed of everything: weights, environments, action noise, shuffling
+    seed: int = 1  # seed of everything: weights, environments, action noise, minibatches
     cuda: bool = True  # use the GPU if there is one (networks this small are faster on the CPU)
     torch_threads: int = 1  # CPU threads of torch; more only slow small networks down
     compile: bool = False  # compile the update with torch.compile (needs a C++ compiler and half a minute)
     track: bool = False  # also log to Weights & Biases (pip install wandb)
-    wandb_project_name: str = "acpg"  # its project
-    wandb_entity: str | None = None  # its entity (team)
+    wandb_project_name: str = "acpg"  # project at Weights & Biases
+    wandb_entity: str | None = None  # entity (team) at Weights & Biases
     capture_video: bool = False  # record videos of environment 0 to the run folder (pip install moviepy)
     save_model: bool = False  # save the trained agent as model.pt in the run folder
-    run_dir: str = ""  # the run folder; default: runs/<env-id>__<exp-name>__<seed>
-    log_interval: int = 50  # updates per entry of the logs, which is their mean
+    run_dir: str = ""  # the run folder, whose run is replaced; default: runs/<env-id>__<exp-name>__<seed>
+    log_interval: int = 50  # updates per entry of the logs, in which losses are averaged over them
     diagnostics_interval: int = 250  # updates between two measurements of collapse/*; 0: never
     # Algorithm specific arguments
     env_id: str = "CartPole-v1"  # id of the environment; `module:EnvId-v0` imports module first
-    env_kwargs: str = "{}"  # its keyword arguments, as JSON
+    env_kwargs: str = "{}"  # keyword arguments of the environment, as JSON
     max_episode_steps: int | None = None  # truncate episodes here instead of at the environment's own limit
     total_timesteps: int = 500_000  # environment steps to train for, all environments together
     learning_rate: float = 7e-4  # learning rate of the optimizer
@@ -84,7 +85,7 @@ def simplex_etf(num_actions, feature_dim, generator=None):
     frame). Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
     """
     if not 2 <= num_actions <= feature_dim + 1:
-        raise ValueError(f"--feature-dim {feature_dim} fits 2 to {feature_dim + 1} actions, not {num_actions}")
+        raise ValueError(f"--feature-dim {feature_dim}: 2 to {feature_dim + 1} actions, not {num_actions}")
     gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
@@ -97,11 +98,8 @@ class ActionLayer(nn.Module):
 
     def __init__(self, weight, scale=1.0, learned=False):
         super().__init__()
-        self.scale, self.bias = scale, None
-        if learned:
-            self.weight = nn.Parameter(weight)
-        else:
-            self.register_buffer("weight", weight)
+        self.scale, self.bias = scale, None  # the layer that ACPG replaces has a bias
+        self.weight = nn.Parameter(weight) if learned else nn.Buffer(weight)
 
     def forward(self, h):
         return self.scale * nn.functional.linear(h, self.weight)
@@ -118,7 +116,7 @@ def constrain(h, kind):
 
 # Network ----------------------------------------------------------------------------------------------------
 class Sequential(nn.Sequential):
-    """nn.Sequential without the search for hooks at each layer, which takes as long as a small layer."""
+    """nn.Sequential that calls its layers' forward: faster with few states, but hooks do not fire."""
 
     def __call__(self, x):
         for layer in self:
@@ -168,8 +166,8 @@ class Agent(nn.Module):
 def compute_gae(values, next_values, rewards, terminations, truncations, gamma, gae_lambda):
     """Generalized advantage estimation (Schulman et al. 2016, eq. 16) where episodes end within the rollout.
 
-    Arrays are (num_steps, num_envs). `next_values` are of the states that the steps led to: where the episode
-    was truncated of its own last state. Termination makes the next state worth zero; either cuts the sum.
+    Arrays are (num_steps, num_envs). `next_values` are of the states that the steps led to, before any reset.
+    Termination makes that state worth zero; termination or truncation cuts the sum.
     Returns (advantages, returns), the returns being the targets of the values.
     """
     deltas = rewards + gamma * next_values * (1.0 - terminations) - values
@@ -194,7 +192,7 @@ def a2c_loss(agent, args, b_obs, b_actions, b_advantages, b_returns):
 
 
 class RMSprop:
-    """torch.optim.RMSprop after nn.utils.clip_grad_norm_, on one vector: the same numbers, but it compiles.
+    """torch.optim.RMSprop after nn.utils.clip_grad_norm_, on one vector: the same numbers in fewer kernels.
     For torch's own, let `update` call zero_grad(), loss.backward(), clip_grad_norm_() and step() as usual."""
 
     def __init__(self, params):
@@ -221,7 +219,6 @@ def update(agent, optimizer, args, lr, *batch):
 
 
 # Collapse diagnostics ---------------------------------------------------------------------------------------
-
 COLLAPSE_METRICS = (
     "nc1 variability_quotient cdnv alignment ncc_agreement means_equinorm means_equiangularity "
     "means_max_angle weights_equinorm weights_equiangularity weights_max_angle etf_error self_duality "
@@ -232,9 +229,9 @@ COLLAPSE_METRICS = (
 def collapse_metrics(features, actions, weight, bias=None):
     """How far features (N, d) have collapsed, with labels `actions` (N,), a layer's weight (K, d), bias (K,).
 
-    Labels are the optimal actions where known, else the policy's greedy ones, which flatter. Means are centred
-    on their unweighted mean, the weight over the classes present. A class without samples takes no part, one of
-    one sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined (docs/metrics.md).
+    Labels are optimal actions where known, else the policy's greedy ones, which flatter. Means are centred on
+    their unweighted mean, the weight over classes present. A class of no sample takes no part, one of a single
+    sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined: docs/metrics.md.
     """
     classes, labels, counts = actions.unique(return_inverse=True, return_counts=True)
     metrics = dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(len(classes))}
@@ -301,8 +298,8 @@ def check_args(args):
     zero_allowed = "seed diagnostics_interval gamma gae_lambda ent_coef vf_coef".split()
     highest = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1}
     for name, value in vars(args).items():
-        low, high = 0 if name in zero_allowed else 1 if type(value) is int else 1e-38, highest.get(name, 1e38)
-        if type(value) in (int, float) and not low <= value <= high:
+        low = 0 if name in zero_allowed else 1 if type(value) is int else 1e-38
+        if type(value) in (int, float) and not low <= value <= (high := highest.get(name, 1e38)):
             raise ValueError(f"--{name.replace('_', '-')} must lie between {low} and {high}, got {value}")
     if not 2 <= args.num_envs * args.num_steps <= args.total_timesteps:
         raise ValueError("--num-envs x --num-steps must lie between 2 and --total-timesteps")
@@ -313,27 +310,27 @@ def check_args(args):
 
 
 class Envs:
-    """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Infos are ignored,
-    observations copied at once. `episodes` collects (environment, return, length) of those that end."""
+    """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Ignores infos,
+    copies observations at once. `episodes` collects (environment, return, length) of those that end."""
 
     def __init__(self, args):
         sys.path.append(os.getcwd())  # so that `module:EnvId-v0` is found here too
         try:
             kwargs = json.loads(args.env_kwargs) | ({"render_mode": "rgb_array"} if args.capture_video else {})
-            make = partial(gym.make, args.env_id, args.max_episode_steps, **kwargs)
-            self.envs = [make(disable_env_checker=i > 0) for i in range(args.num_envs)]
+            make = partial(gym.make, args.env_id, max_episode_steps=args.max_episode_steps, **kwargs)
+            self.envs = [make(disable_env_checker=True if i else None) for i in range(args.num_envs)]
         except Exception as error:
             what = f"--env-id {args.env_id} --env-kwargs {args.env_kwargs}: {type(error).__name__}: {error}"
             where = f", looked for in {os.getcwd()} too" if isinstance(error, ImportError) else ""
             raise ValueError(what + where) from error
         space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
-        flat = isinstance(space, gym.spaces.Discrete | gym.spaces.Box) and len(space.shape) <= 1
+        flat = isinstance(space, gym.spaces.Discrete) or isinstance(space, gym.spaces.Box) and len(space.shape) == 1
         if not flat or not isinstance(self.action_space, gym.spaces.Discrete):
             needed = "Discrete actions and flat Box or Discrete observations (FlattenObservation?)"
             raise ValueError(f"--env-id {args.env_id} has {self.action_space}, {space}; needed are {needed}")
         dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
         self.observation_space = space
-        self.obs, self.after = self.both = np.zeros((2, args.num_envs, *space.shape), dtype=dtype)
+        self.obs, self.after = self.buffers = np.zeros((2, args.num_envs, *space.shape), dtype=dtype)
         self.rewards, self.terminations, self.truncations = np.zeros((3, args.num_envs), dtype=np.float32)
         self.steps, self.episodes, self.running = 0, [], [(0.0, 0)] * args.num_envs  # running: return, length
 
@@ -346,8 +343,8 @@ class Envs:
         return self.obs
 
     def step(self, actions):
-        """(next_obs, rewards, terminations, truncations, after) of `actions`, in the same arrays each time.
-        `after` is what the step led to, `next_obs` what to act on: at an episode's end, another's start."""
+        """(next_obs, rewards, terminations, truncations, after), in arrays that the next step overwrites:
+        `after` is the state that the step led to, `next_obs` what to act on (at an end the reset's)."""
         for i, (env, action) in enumerate(zip(self.envs, actions + self.action_space.start, strict=True)):
             obs, reward, terminated, truncated, _ = env.step(action)
             reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
@@ -363,7 +360,7 @@ class Envs:
         return self.obs, self.rewards, self.terminations, self.truncations, self.after
 
     def check(self):
-        if not np.isfinite(self.both).all():
+        if not np.isfinite(self.buffers).all():
             raise ValueError("the observation is not finite")
 
 
@@ -373,7 +370,7 @@ class Run:
     def __init__(self, args, agent, envs):
         name = re.sub(r"[^\w.=-]+", "_", f"{args.env_id}__{args.exp_name}__{args.seed}")
         self.args, self.agent, self.envs, self.path = args, agent, envs, Path(args.run_dir or f"runs/{name}")
-        self.returns, self.rows, self.table = deque(maxlen=100), [], None
+        self.returns, self.rows, self.csv = deque(maxlen=100), [], None
         self.step, self.interrupted, self.summary = 0, False, "no episode ended"
         git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout if shutil.which("git") else ""
@@ -406,8 +403,8 @@ class Run:
             self.file = open(self.path / "progress.csv", "w", newline="", buffering=1)
         except OSError as error:
             raise ValueError(f"--run-dir {self.path} cannot be written: {error.strerror}") from error
-        table = ["|param|value|", "|-|-|", *(f"|{key}|{value}|" for key, value in vars(args).items())]
-        self.writer.add_text("hyperparameters", "\n".join(table))
+        text = ["|param|value|", "|-|-|", *(f"|{key}|{value}|" for key, value in vars(args).items())]
+        self.writer.add_text("hyperparameters", "\n".join(text))
         self.bar = tqdm(total=args.total_timesteps, unit="step", unit_scale=True, disable=None)
         self.start, self.shown = time.perf_counter(), 0.0
 
@@ -419,8 +416,8 @@ class Run:
         """Make an entry of the event file and of progress.csv, where None leaves a gap, and show progress."""
         seconds, total = time.perf_counter() - self.start, self.args.total_timesteps
         if step > 0:
-            means = np.mean(self.envs.episodes, axis=0).tolist() if self.envs.episodes else [None] * 3
-            charts = {"charts/episodic_return": means[1], "charts/episodic_length": means[2]}
+            _, mean, length = np.mean(self.envs.episodes, axis=0).tolist() if self.envs.episodes else [None] * 3
+            charts = {"charts/episodic_return": mean, "charts/episodic_length": length}
             tags = charts | {"charts/SPS": step / seconds} | tags
         for tag, value in tags.items():
             if value is not None:
@@ -428,10 +425,10 @@ class Run:
         self.rows.append({"global_step": step} | tags)
         if step == 0:  # the untrained network's row, which waits for the columns of the first whole one
             return
-        if self.table is None:
-            self.table = csv.DictWriter(self.file, self.rows[-1] | self.rows[0], restval="")
-            self.table.writeheader()
-        self.table.writerows(self.rows)
+        if self.csv is None:
+            self.csv = csv.DictWriter(self.file, self.rows[-1] | self.rows[0], restval="")
+            self.csv.writeheader()
+        self.csv.writerows(self.rows)
         self.rows.clear()
         self.returns.extend(episode[1] for episode in self.envs.episodes)
         self.envs.episodes.clear()
@@ -445,7 +442,7 @@ class Run:
         self.step = step
 
     def interrupt(self, *_):
-        if self.interrupted:  # the second Ctrl-C; the first lets the update end
+        if self.interrupted:  # the second Ctrl-C, perhaps amid an update; the first lets it end
             sys.exit(130)
         self.interrupted = True
 
@@ -457,17 +454,20 @@ class Run:
         seconds = time.perf_counter() - self.start
         for closing in (self.bar, self.file, self.writer):
             closing.close()
-        if self.args.save_model or kind:  # tensors and plain types, for torch.load(path, weights_only=True)
+        if self.args.save_model or kind or self.interrupted:  # for torch.load(path, weights_only=True)
             state = {name: tensor.cpu() for name, tensor in self.agent.state_dict().items()}
             checkpoint = {"script": Path(__file__).stem, "agent": state, "args": dict(vars(self.args))}
             torch.save(checkpoint | {"versions": self.record["versions"]}, self.path / "model.pt.tmp")
             (self.path / "model.pt.tmp").replace(self.path / "model.pt")
         status = "interrupted" if self.interrupted else "failed" if kind else "finished"
-        self.record |= {"status": status, "global_step": self.step, "wall_time": seconds}
+        self.record |= {"status": status, "global_step": self.envs.steps, "wall_time": seconds}
         self.record["final_return"] = float(np.mean(self.returns)) if self.returns else None
         self.write_record()
         who = f"{self.args.env_id} {self.args.exp_name} seed {self.args.seed} {status}: {self.summary}"
-        print(f"{who}, {self.step} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
+        print(f"{who}, {self.envs.steps} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
+        with suppress(Exception):  # whatever an environment does when it is closed
+            for env in self.envs.envs:
+                env.close()
         if isinstance(error, Exception) and not os.environ.get("ACPG_TRACEBACK"):
             where = "{0.filename}:{0.lineno}; ACPG_TRACEBACK=1 shows all".format(traceback.extract_tb(tb)[-1])
             what = f"{kind.__name__}: {' '.join(str(error).split())}"
@@ -490,7 +490,7 @@ if __name__ == "__main__":
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)
-    untrained = Agent(envs.observation_space, envs.action_space, args).to(device)
+    untrained = Agent(envs.observation_space, envs.action_space, args).to(device)  # see the first entry
     untrained.load_state_dict(agent.state_dict())
     optimizer = RMSprop(agent.parameters())
     if args.capture_video:
@@ -510,7 +510,7 @@ if __name__ == "__main__":
     with run:
         next_obs = envs.reset(seeds=np.random.SeedSequence(args.seed).generate_state(args.num_envs))
         for iteration in range(1, num_iterations + 1):
-            rng = np.random.default_rng((args.seed, iteration))  # all that is random below: twins stay paired
+            rng = np.random.default_rng((args.seed, iteration))  # anew each time, so that twins stay paired
             lr = args.learning_rate * (1.0 - args.anneal_lr * (iteration - 1.0) / num_iterations)
 
             # Rollout: the maximum of logits plus Gumbel noise is a sample from their softmax
@@ -523,37 +523,35 @@ if __name__ == "__main__":
                     next_obs, rewards[t], terminations[t], truncations[t], after[t] = envs.step(actions[t])
 
             # Advantages, by the network that acted
-            tensors = (torch.tensor(x, device=device).flatten(0, 1) for x in (obs, after, actions))
-            b_obs, b_after, b_actions = tensors
+            b_obs, b_after, b_actions = (torch.tensor(x, device=device).flatten(0, 1) for x in (obs, after, actions))
             with torch.no_grad():
                 values, next_values = (agent.value(x).view(shape).cpu().numpy() for x in (b_obs, b_after))
-            steps = (values, next_values, rewards, terminations, truncations)
-            advantages, returns = compute_gae(*steps, args.gamma, args.gae_lambda)
+            rollout = (values, next_values, rewards, terminations, truncations)
+            advantages, returns = compute_gae(*rollout, args.gamma, args.gae_lambda)
             tensors = (torch.as_tensor(x, device=device).flatten() for x in (advantages, returns, values))
             b_advantages, b_returns, b_values = tensors
 
             # Update
-            batch = (b_obs, b_actions, b_advantages, b_returns)
-            stats.append(update(agent, optimizer, args, torch.tensor(lr), *batch))
-            window.append((b_obs, b_values, b_returns))
+            stats.append(update(agent, optimizer, args, torch.tensor(lr), b_obs, b_actions, b_advantages, b_returns))
+            window.append((b_obs, b_values, b_returns))  # copies
             before, weights = weights, nn.utils.parameters_to_vector(agent.parameters()).detach()
             if not torch.isfinite(weights.sum()):
                 nn.utils.vector_to_parameters(before, agent.parameters())
-                where = f"at update {iteration} (step {envs.steps}); model.pt has the weights before it"
-                sys.exit(f"error: non-finite loss {where}; lower --learning-rate, check the rewards for nan")
+                why = "model.pt has the weights before it; lower --learning-rate, look for nan rewards"
+                sys.exit(f"error: non-finite loss at update {iteration} (step {envs.steps}): {why}")
 
-            # Logs: an entry is the mean since the one before
+            # Logs: an entry is about all rollouts since the one before
             last = iteration == num_iterations or run.interrupted
             if iteration % args.log_interval and not last:
                 continue
-            b_obs, b_values, b_returns = (torch.cat(tensors) for tensors in zip(*window, strict=True))
+            w_obs, w_values, w_returns = (torch.cat(tensors) for tensors in zip(*window, strict=True))
             if run.step == 0 and args.diagnostics_interval:
-                run.log(diagnose(untrained, b_obs, args.seed), 0)
+                run.log(diagnose(untrained, w_obs, args.seed), 0)
             tags = {name: torch.stack([s[name] for s in stats]).mean().item() for name in stats[0]}
-            explained_variance = 1 - (b_returns - b_values).var(correction=0) / b_returns.var(correction=0)
+            explained_variance = 1 - (w_returns - w_values).var(correction=0) / w_returns.var(correction=0)
             tags |= {"losses/explained_variance": explained_variance.item(), "charts/learning_rate": lr}
             if args.diagnostics_interval and (last or iteration % args.diagnostics_interval < args.log_interval):
-                tags |= diagnose(agent, b_obs, args.seed)
+                tags |= diagnose(agent, w_obs, args.seed)
             run.log(tags, envs.steps)
             stats.clear()
             window.clear()

@@ -1,12 +1,11 @@
 """ACPG on REINFORCE: a policy gradient with a fixed simplex ETF as its action-selection layer.
 
     python reinforce_acpg.py --env-id CartPole-v1
-    python reinforce_acpg.py --env-id Acrobot-v1 --seed 2
-    python reinforce_acpg.py --action-layer random    # control: a fixed layer that is no ETF
+    python reinforce_acpg.py --action-layer random --exp-name random    # control: a fixed layer, no ETF
 
 Action Collapse Policy Gradient (Zhou et al. 2025, arXiv 2509.02737): logits = scale * W h(s), W a simplex
-equiangular tight frame (ETF) that is never trained, only the features h are. `diff reinforce_baseline.py` with this
-file shows the method and nothing else. What is logged is in docs/metrics.md, why in docs/implementation.md.
+equiangular tight frame (ETF) that is never trained, only the features h are. `diff` with its baseline shows
+the method and its initialisation, nothing else. docs/metrics.md: what is logged; docs/implementation.md: why.
 """
 
 import csv
@@ -23,6 +22,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,20 +41,20 @@ from tqdm import tqdm
 @dataclass
 class Args:
     exp_name: str = Path(__file__).stem  # name of the experiment, part of the run folder's name
-    seed: int = 1  # seed of everything: weights, environments, action noise, shuffling
+    seed: int = 1  # seed of everything: weights, environments, action noise, minibatches
     cuda: bool = True  # use the GPU if there is one (networks this small are faster on the CPU)
     torch_threads: int = 1  # CPU threads of torch; more only slow small networks down
     track: bool = False  # also log to Weights & Biases (pip install wandb)
-    wandb_project_name: str = "acpg"  # its project
-    wandb_entity: str | None = None  # its entity (team)
+    wandb_project_name: str = "acpg"  # project at Weights & Biases
+    wandb_entity: str | None = None  # entity (team) at Weights & Biases
     capture_video: bool = False  # record videos of environment 0 to the run folder (pip install moviepy)
     save_model: bool = False  # save the trained agent as model.pt in the run folder
-    run_dir: str = ""  # the run folder; default: runs/<env-id>__<exp-name>__<seed>
-    log_interval: int = 1  # updates per entry of the logs, which is their mean
+    run_dir: str = ""  # the run folder, whose run is replaced; default: runs/<env-id>__<exp-name>__<seed>
+    log_interval: int = 1  # updates per entry of the logs, in which losses are averaged over them
     diagnostics_interval: int = 20  # updates between two measurements of collapse/*; 0: never
     # Algorithm specific arguments
     env_id: str = "CartPole-v1"  # id of the environment; `module:EnvId-v0` imports module first
-    env_kwargs: str = "{}"  # its keyword arguments, as JSON
+    env_kwargs: str = "{}"  # keyword arguments of the environment, as JSON
     max_episode_steps: int | None = None  # truncate episodes here instead of at the environment's own limit
     total_timesteps: int = 500_000  # environment steps to train for, all environments together
     learning_rate: float = 5e-3  # learning rate of the optimizer
@@ -82,7 +82,7 @@ def simplex_etf(num_actions, feature_dim, generator=None):
     frame). Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
     """
     if not 2 <= num_actions <= feature_dim + 1:
-        raise ValueError(f"--feature-dim {feature_dim} fits 2 to {feature_dim + 1} actions, not {num_actions}")
+        raise ValueError(f"--feature-dim {feature_dim}: 2 to {feature_dim + 1} actions, not {num_actions}")
     gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
@@ -95,11 +95,8 @@ class ActionLayer(nn.Module):
 
     def __init__(self, weight, scale=1.0, learned=False):
         super().__init__()
-        self.scale, self.bias = scale, None
-        if learned:
-            self.weight = nn.Parameter(weight)
-        else:
-            self.register_buffer("weight", weight)
+        self.scale, self.bias = scale, None  # the layer that ACPG replaces has a bias
+        self.weight = nn.Parameter(weight) if learned else nn.Buffer(weight)
 
     def forward(self, h):
         return self.scale * nn.functional.linear(h, self.weight)
@@ -116,7 +113,7 @@ def constrain(h, kind):
 
 # Network ----------------------------------------------------------------------------------------------------
 class Sequential(nn.Sequential):
-    """nn.Sequential without the search for hooks at each layer, which takes as long as a small layer."""
+    """nn.Sequential that calls its layers' forward: faster with few states, but hooks do not fire."""
 
     def __call__(self, x):
         for layer in self:
@@ -132,8 +129,7 @@ def linear(inputs, outputs, gain=2**0.5):
 
 
 class Agent(nn.Module):
-    """The actor, for batches of Box (B, obs_dim) or Discrete (B,) observations.
-    Features (B, feature_dim) enter the action-selection layer, logits (B, num_actions) leave it."""
+    """Features (B, feature_dim) and logits (B, num_actions) of Box (B, obs_dim) or Discrete (B,) observations."""
 
     def __init__(self, observation_space, action_space, args):
         super().__init__()
@@ -160,10 +156,8 @@ class Agent(nn.Module):
 
 # REINFORCE --------------------------------------------------------------------------------------------------
 def compute_returns(rewards, dones, gamma):
-    """Discounted returns-to-go, R_t = r_t + gamma R_{t+1} (Williams 1992), cut where an episode ended.
-
-    All are (num_steps, num_envs). The return of an episode that is truncated, or runs on, is what it paid.
-    """
+    """Returns-to-go R_t = r_t + gamma R_{t+1} (Williams 1992), (num_steps, num_envs), cut where an episode ends.
+    The return of an episode that is truncated, or runs on, is what it paid."""
     returns, following = np.zeros_like(rewards), np.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
         returns[t] = following = rewards[t] + gamma * np.where(dones[t], 0.0, following)
@@ -171,8 +165,7 @@ def compute_returns(rewards, dones, gamma):
 
 
 def reinforce_loss(agent, args, b_obs, b_actions, b_weights):
-    """(loss, stats) of REINFORCE on whole episodes (Williams 1992), all (B,) but b_obs: sums over steps, divided
-    by the number of episodes; but the entropy in stats is the mean over steps."""
+    """(loss, stats) of REINFORCE (Williams 1992), all (B,) but b_obs: sums over steps, a mean over episodes."""
     num_episodes = args.num_envs * args.num_episodes
     logprobs = agent.logits(b_obs).log_softmax(-1)
     entropies = -(logprobs.exp() * logprobs).sum(-1)
@@ -182,7 +175,7 @@ def reinforce_loss(agent, args, b_obs, b_actions, b_weights):
 
 
 class Adam:
-    """torch.optim.Adam after nn.utils.clip_grad_norm_, on one vector: the same numbers, but it compiles. For
+    """torch.optim.Adam after nn.utils.clip_grad_norm_, on one vector: the same numbers in fewer kernels. For
     torch's own, let `update` call zero_grad(), loss.backward(), clip_grad_norm_() and step() as usual."""
 
     def __init__(self, params):
@@ -213,7 +206,6 @@ def update(agent, optimizer, args, lr, *batch):
 
 
 # Collapse diagnostics ---------------------------------------------------------------------------------------
-
 COLLAPSE_METRICS = (
     "nc1 variability_quotient cdnv alignment ncc_agreement means_equinorm means_equiangularity "
     "means_max_angle weights_equinorm weights_equiangularity weights_max_angle etf_error self_duality "
@@ -224,9 +216,9 @@ COLLAPSE_METRICS = (
 def collapse_metrics(features, actions, weight, bias=None):
     """How far features (N, d) have collapsed, with labels `actions` (N,), a layer's weight (K, d), bias (K,).
 
-    Labels are the optimal actions where known, else the policy's greedy ones, which flatter. Means are centred
-    on their unweighted mean, the weight over the classes present. A class without samples takes no part, one of
-    one sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined (docs/metrics.md).
+    Labels are optimal actions where known, else the policy's greedy ones, which flatter. Means are centred on
+    their unweighted mean, the weight over classes present. A class of no sample takes no part, one of a single
+    sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined: docs/metrics.md.
     """
     classes, labels, counts = actions.unique(return_inverse=True, return_counts=True)
     metrics = dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(len(classes))}
@@ -293,8 +285,8 @@ def check_args(args):
     zero_allowed = "seed diagnostics_interval gamma ent_coef".split()
     highest = {"seed": 2**32 - 1, "gamma": 1}
     for name, value in vars(args).items():
-        low, high = 0 if name in zero_allowed else 1 if type(value) is int else 1e-38, highest.get(name, 1e38)
-        if type(value) in (int, float) and not low <= value <= high:
+        low = 0 if name in zero_allowed else 1 if type(value) is int else 1e-38
+        if type(value) in (int, float) and not low <= value <= (high := highest.get(name, 1e38)):
             raise ValueError(f"--{name.replace('_', '-')} must lie between {low} and {high}, got {value}")
     if args.total_timesteps < args.num_envs:
         raise ValueError(f"--total-timesteps {args.total_timesteps} is below --num-envs {args.num_envs}")
@@ -305,27 +297,27 @@ def check_args(args):
 
 
 class Envs:
-    """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Infos are ignored,
-    observations copied at once. `episodes` collects (environment, return, length) of those that end."""
+    """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Ignores infos,
+    copies observations at once. `episodes` collects (environment, return, length) of those that end."""
 
     def __init__(self, args):
         sys.path.append(os.getcwd())  # so that `module:EnvId-v0` is found here too
         try:
             kwargs = json.loads(args.env_kwargs) | ({"render_mode": "rgb_array"} if args.capture_video else {})
-            make = partial(gym.make, args.env_id, args.max_episode_steps, **kwargs)
-            self.envs = [make(disable_env_checker=i > 0) for i in range(args.num_envs)]
+            make = partial(gym.make, args.env_id, max_episode_steps=args.max_episode_steps, **kwargs)
+            self.envs = [make(disable_env_checker=True if i else None) for i in range(args.num_envs)]
         except Exception as error:
             what = f"--env-id {args.env_id} --env-kwargs {args.env_kwargs}: {type(error).__name__}: {error}"
             where = f", looked for in {os.getcwd()} too" if isinstance(error, ImportError) else ""
             raise ValueError(what + where) from error
         space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
-        flat = isinstance(space, gym.spaces.Discrete | gym.spaces.Box) and len(space.shape) <= 1
+        flat = isinstance(space, gym.spaces.Discrete) or isinstance(space, gym.spaces.Box) and len(space.shape) == 1
         if not flat or not isinstance(self.action_space, gym.spaces.Discrete):
             needed = "Discrete actions and flat Box or Discrete observations (FlattenObservation?)"
             raise ValueError(f"--env-id {args.env_id} has {self.action_space}, {space}; needed are {needed}")
         dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
         self.observation_space = space
-        self.obs, self.after = self.both = np.zeros((2, args.num_envs, *space.shape), dtype=dtype)
+        self.obs, self.after = self.buffers = np.zeros((2, args.num_envs, *space.shape), dtype=dtype)
         self.rewards, self.terminations, self.truncations = np.zeros((3, args.num_envs), dtype=np.float32)
         self.steps, self.episodes, self.running = 0, [], [(0.0, 0)] * args.num_envs  # running: return, length
 
@@ -338,8 +330,8 @@ class Envs:
         return self.obs
 
     def step(self, actions):
-        """(next_obs, rewards, terminations, truncations, after) of `actions`, in the same arrays each time.
-        `after` is what the step led to, `next_obs` what to act on: at an episode's end, another's start."""
+        """(next_obs, rewards, terminations, truncations, after), in arrays that the next step overwrites:
+        `after` is the state that the step led to, `next_obs` what to act on (at an end the reset's)."""
         for i, (env, action) in enumerate(zip(self.envs, actions + self.action_space.start, strict=True)):
             obs, reward, terminated, truncated, _ = env.step(action)
             reward = float(reward.item() if isinstance(reward, np.ndarray) else reward)
@@ -355,7 +347,7 @@ class Envs:
         return self.obs, self.rewards, self.terminations, self.truncations, self.after
 
     def check(self):
-        if not np.isfinite(self.both).all():
+        if not np.isfinite(self.buffers).all():
             raise ValueError("the observation is not finite")
 
 
@@ -365,7 +357,7 @@ class Run:
     def __init__(self, args, agent, envs):
         name = re.sub(r"[^\w.=-]+", "_", f"{args.env_id}__{args.exp_name}__{args.seed}")
         self.args, self.agent, self.envs, self.path = args, agent, envs, Path(args.run_dir or f"runs/{name}")
-        self.returns, self.rows, self.table = deque(maxlen=100), [], None
+        self.returns, self.rows, self.csv = deque(maxlen=100), [], None
         self.step, self.interrupted, self.summary = 0, False, "no episode ended"
         git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout if shutil.which("git") else ""
@@ -398,8 +390,8 @@ class Run:
             self.file = open(self.path / "progress.csv", "w", newline="", buffering=1)
         except OSError as error:
             raise ValueError(f"--run-dir {self.path} cannot be written: {error.strerror}") from error
-        table = ["|param|value|", "|-|-|", *(f"|{key}|{value}|" for key, value in vars(args).items())]
-        self.writer.add_text("hyperparameters", "\n".join(table))
+        text = ["|param|value|", "|-|-|", *(f"|{key}|{value}|" for key, value in vars(args).items())]
+        self.writer.add_text("hyperparameters", "\n".join(text))
         self.bar = tqdm(total=args.total_timesteps, unit="step", unit_scale=True, disable=None)
         self.start, self.shown = time.perf_counter(), 0.0
 
@@ -411,8 +403,8 @@ class Run:
         """Make an entry of the event file and of progress.csv, where None leaves a gap, and show progress."""
         seconds, total = time.perf_counter() - self.start, self.args.total_timesteps
         if step > 0:
-            means = np.mean(self.envs.episodes, axis=0).tolist() if self.envs.episodes else [None] * 3
-            charts = {"charts/episodic_return": means[1], "charts/episodic_length": means[2]}
+            _, mean, length = np.mean(self.envs.episodes, axis=0).tolist() if self.envs.episodes else [None] * 3
+            charts = {"charts/episodic_return": mean, "charts/episodic_length": length}
             tags = charts | {"charts/SPS": step / seconds} | tags
         for tag, value in tags.items():
             if value is not None:
@@ -420,10 +412,10 @@ class Run:
         self.rows.append({"global_step": step} | tags)
         if step == 0:  # the untrained network's row, which waits for the columns of the first whole one
             return
-        if self.table is None:
-            self.table = csv.DictWriter(self.file, self.rows[-1] | self.rows[0], restval="")
-            self.table.writeheader()
-        self.table.writerows(self.rows)
+        if self.csv is None:
+            self.csv = csv.DictWriter(self.file, self.rows[-1] | self.rows[0], restval="")
+            self.csv.writeheader()
+        self.csv.writerows(self.rows)
         self.rows.clear()
         self.returns.extend(episode[1] for episode in self.envs.episodes)
         self.envs.episodes.clear()
@@ -437,7 +429,7 @@ class Run:
         self.step = step
 
     def interrupt(self, *_):
-        if self.interrupted:  # the second Ctrl-C; the first lets the update end
+        if self.interrupted:  # the second Ctrl-C, perhaps amid an update; the first lets it end
             sys.exit(130)
         self.interrupted = True
 
@@ -449,17 +441,20 @@ class Run:
         seconds = time.perf_counter() - self.start
         for closing in (self.bar, self.file, self.writer):
             closing.close()
-        if self.args.save_model or kind:  # tensors and plain types, for torch.load(path, weights_only=True)
+        if self.args.save_model or kind or self.interrupted:  # for torch.load(path, weights_only=True)
             state = {name: tensor.cpu() for name, tensor in self.agent.state_dict().items()}
             checkpoint = {"script": Path(__file__).stem, "agent": state, "args": dict(vars(self.args))}
             torch.save(checkpoint | {"versions": self.record["versions"]}, self.path / "model.pt.tmp")
             (self.path / "model.pt.tmp").replace(self.path / "model.pt")
         status = "interrupted" if self.interrupted else "failed" if kind else "finished"
-        self.record |= {"status": status, "global_step": self.step, "wall_time": seconds}
+        self.record |= {"status": status, "global_step": self.envs.steps, "wall_time": seconds}
         self.record["final_return"] = float(np.mean(self.returns)) if self.returns else None
         self.write_record()
         who = f"{self.args.env_id} {self.args.exp_name} seed {self.args.seed} {status}: {self.summary}"
-        print(f"{who}, {self.step} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
+        print(f"{who}, {self.envs.steps} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
+        with suppress(Exception):  # whatever an environment does when it is closed
+            for env in self.envs.envs:
+                env.close()
         if isinstance(error, Exception) and not os.environ.get("ACPG_TRACEBACK"):
             where = "{0.filename}:{0.lineno}; ACPG_TRACEBACK=1 shows all".format(traceback.extract_tb(tb)[-1])
             what = f"{kind.__name__}: {' '.join(str(error).split())}"
@@ -487,14 +482,13 @@ if __name__ == "__main__":
         envs.envs[0] = gym.wrappers.RecordVideo(envs.envs[0], str(run.path / "videos"))
     stats, weights = [], nn.utils.parameters_to_vector(agent.parameters()).detach()
     iteration, baseline, last = 0, 0.0, False
-
     with run:
         while not last:
             iteration += 1
-            rng = np.random.default_rng((args.seed, iteration))  # all that is random below: twins stay paired
+            rng = np.random.default_rng((args.seed, iteration))  # anew each time, so that twins stay paired
             lr = args.learning_rate * (1.0 - args.anneal_lr * envs.steps / args.total_timesteps)
-
-            # Rollout until each environment has ended num_episodes: the first to end of all would be the short
+            # Rollout until each environment has ended num_episodes (whichever end first would favour short ones);
+            # the maximum of logits plus Gumbel noise is a sample from their softmax
             logged, envs.episodes = envs.episodes, []
             next_obs = envs.reset(seeds=rng.integers(2**32, size=args.num_envs))
             obs, actions, rewards, dones, kept = [], [], [], [], []
@@ -510,10 +504,9 @@ if __name__ == "__main__":
                     dones.append((termination + truncation) > 0)
                     ended += dones[-1]
                     last = envs.steps + args.num_envs > args.total_timesteps or run.interrupted
-            complete = ended.min() >= args.num_episodes  # else the run's end cut the batch short: it is dropped
-            each = [[e for e in envs.episodes if e[0] == i] for i in range(args.num_envs * complete)]
+            complete = ended.min() >= args.num_episodes  # else the run's end cut the batch short: dropped
+            each = [[e for e in envs.episodes if e[0] == i] for i in range(args.num_envs if complete else 0)]
             envs.episodes = logged + [episode for own in each for episode in own[: args.num_episodes]]
-
             # Update
             if complete:
                 rewards, dones, kept = np.stack(rewards), np.stack(dones), np.stack(kept)
@@ -531,17 +524,14 @@ if __name__ == "__main__":
                 before, weights = weights, nn.utils.parameters_to_vector(agent.parameters()).detach()
                 if not torch.isfinite(weights.sum()):
                     nn.utils.vector_to_parameters(before, agent.parameters())
-                    where = f"at update {iteration} (step {envs.steps}); model.pt has the weights before it"
-                    sys.exit(f"error: non-finite loss {where}; lower --learning-rate, look for nan rewards")
+                    why = "model.pt has the weights before it; lower --learning-rate, look for nan rewards"
+                    sys.exit(f"error: non-finite loss at update {iteration} (step {envs.steps}): {why}")
             elif iteration == 1:
-                why = f"error: --total-timesteps {args.total_timesteps} ended before the first batch of episodes"
-                sys.exit(130 if run.interrupted else f"{why}; raise it, or lower --max-episode-steps")
-
-            # Logs: an entry is the mean since the one before
+                sys.exit(130 if run.interrupted else "error: --total-timesteps ends before the first batch")
+            # Logs: losses are means since the last entry, collapse is of the last batch
             if iteration % args.log_interval and not last:
                 continue
-            names = stats[0] if stats else ()
-            tags = {name: torch.stack([s[name] for s in stats]).mean().item() for name in names}
+            tags = {name: torch.stack([s[name] for s in stats]).mean().item() for name in stats[0]} if stats else {}
             tags["charts/learning_rate"] = lr
             if args.diagnostics_interval and (last or iteration % args.diagnostics_interval < args.log_interval):
                 tags |= diagnose(agent, b_obs, args.seed)
