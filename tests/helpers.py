@@ -1,17 +1,17 @@
 """What the tests share: running a script inside this process, and reading what it left."""
 
+import ast
 import contextlib
 import csv
-import importlib
 import io
 import itertools
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import traceback
+import types
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,10 +43,10 @@ def tiny(script, length=1, updates=2):
     """
     own = {
         "ppo": ("--num-steps", 16, "--update-epochs", 1),
-        "a2c": ("--num-steps", 16, "--log-interval", 1, "--diagnostics-interval", 20),
+        "a2c": ("--num-steps", 16, "--diagnostics-interval", 20),
         "reinforce": ("--num-episodes", 16 // length),
     }
-    return ("--total-timesteps", 32 * updates, "--num-envs", 2, *own[algorithm(script)])
+    return ("--total-timesteps", 32 * updates, "--num-envs", 2, "--log-interval", 1, *own[algorithm(script)])
 
 
 @dataclass
@@ -78,6 +78,26 @@ class Terminal(io.StringIO):
         return True
 
 
+def patch_script(module):
+    """What `execute` does to a script's functions and classes before its main block runs; tests put their own here."""
+
+
+def execute(path, namespace):
+    """runpy.run_path(path, run_name="__main__"), but for `patch_script` between the definitions and the main block."""
+    tree, module, main = ast.parse(path.read_text()), types.ModuleType("__main__"), sys.modules["__main__"]
+    *definitions, block = tree.body
+    assert isinstance(block, ast.If) and ast.unparse(block.test) == "__name__ == '__main__'"
+    module.__file__, module.__doc__ = str(path), ast.get_docstring(tree, clean=False)
+    sys.modules["__main__"] = module  # where dataclasses and tyro look for the source
+    try:
+        exec(compile(ast.Module(definitions, []), path, "exec"), module.__dict__)
+        patch_script(module)
+        exec(compile(ast.Module([block], []), path, "exec"), module.__dict__)
+    finally:
+        sys.modules["__main__"] = main
+        namespace.update(module.__dict__)
+
+
 def run_script(script, env_id, run_dir=None, *more, terminal=False):
     """Run a script in this process, as `python script.py ...` would, and return its Result.
 
@@ -85,6 +105,7 @@ def run_script(script, env_id, run_dir=None, *more, terminal=False):
     whether stderr claims to be one.
     """
     stdout, stderr, namespace, argv = io.StringIO(), Terminal() if terminal else io.StringIO(), {}, sys.argv
+    path = sys.path.copy()  # to which the scripts append
     status, handler = 0, signal.signal(signal.SIGINT, signal.default_int_handler)
     # (a shell starts what it puts into the background with Ctrl-C ignored)
 
@@ -97,7 +118,7 @@ def run_script(script, env_id, run_dir=None, *more, terminal=False):
             warnings.simplefilter("ignore", category)
         sys.argv = [f"{script}.py", *flags(env_id, run_dir, *more)]
         try:
-            namespace = runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+            execute(ROOT / f"{script}.py", namespace)
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else int(error.code is not None)
             if isinstance(error.code, str):
@@ -106,7 +127,7 @@ def run_script(script, env_id, run_dir=None, *more, terminal=False):
             status = 1
             traceback.print_exc(file=stderr)
         finally:
-            sys.argv = argv
+            sys.argv, sys.path[:] = argv, path
             signal.signal(signal.SIGINT, handler)
     return Result(status, stdout.getvalue(), stderr.getvalue(), namespace)
 
@@ -178,19 +199,25 @@ def advantages_by_hand(agent, calls, gamma, gae_lambda):
 
 
 def record_gradients(monkeypatch):
-    """A list that grows by the gradient, one vector, of each update; probe_envs.CALLS notes the update, too."""
+    """A list that grows by the clipped gradient, one vector, of each update; probe_envs.CALLS notes the update, too.
+
+    Of an optimiser with a huge epsilon the first step goes along the clipped gradient; so each real step is made by such
+    a one first, with the same gradients and bound, from zero.
+    """
     gradients = []
 
-    def recording(original):
-        def step(parameters, grads, *args, **kwargs):
-            (gradient,) = grads  # of one vector
-            gradients.append(gradient.clone())
+    def patch(module):
+        optimizer = module.Adam if hasattr(module, "Adam") else module.RMSprop
+        original = optimizer.step
+
+        def step(self, grads, lr, max_grad_norm):
+            probe = optimizer([torch.zeros_like(param) for param in self.params])
+            original(probe, [grad.clone() for grad in grads], torch.tensor(1e6), max_grad_norm, eps=1e6)
+            gradients.append(-torch.cat([param.flatten() for param in probe.params]))
             probe_envs.CALLS.append(probe_envs.Call(None, "update", None))
-            return original(parameters, grads, *args, **kwargs)
+            return original(self, grads, lr, max_grad_norm)
 
-        return step
+        optimizer.step = step
 
-    for name in ("adam", "rmsprop"):
-        module = importlib.import_module(f"torch.optim.{name}")
-        monkeypatch.setattr(module, name, recording(getattr(module, name)))
+    monkeypatch.setattr(sys.modules[__name__], "patch_script", patch)
     return gradients
