@@ -101,8 +101,8 @@ def execute(path, namespace):
 def run_script(script, env_id, run_dir=None, *more, terminal=False):
     """Run a script in this process, as `python script.py ...` would, and return its Result.
 
-    An environment id of letters only means one of probe_envs. Warnings go to stderr, as they do for a user; `terminal` is
-    whether stderr claims to be one.
+    An environment id of letters only means one of probe_envs. Warnings go to stderr, as they do for a user; `terminal`
+    is whether stderr claims to be one.
     """
     stdout, stderr, namespace, argv = io.StringIO(), Terminal() if terminal else io.StringIO(), {}, sys.argv
     path = sys.path.copy()  # to which the scripts append
@@ -201,8 +201,8 @@ def advantages_by_hand(agent, calls, gamma, gae_lambda):
 def record_gradients(monkeypatch):
     """A list that grows by the clipped gradient, one vector, of each update; probe_envs.CALLS notes the update, too.
 
-    Of an optimiser with a huge epsilon the first step goes along the clipped gradient; so each real step is made by such
-    a one first, with the same gradients and bound, from zero.
+    Of an optimiser with a huge epsilon the first step goes along the clipped gradient; so each real step is made by
+    such a one first, with the same gradients and bound, from zero.
     """
     gradients = []
 

@@ -25,7 +25,7 @@ def one_hot(index, size):
 
 
 class Probe(gym.Env):
-    """An environment of states 0, 1, ...: `begin` gives the first, `advance` what an action does, `show` how one looks."""
+    """An environment of states 0, 1, ...: `begin` is the first, `advance` what an action does, `show` how one looks."""
 
     observation_space = Box(-1.0, 1.0, (1,), dtype=np.float32)
     action_space = Discrete(2)

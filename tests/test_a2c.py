@@ -34,12 +34,25 @@ def vector(agent):
 @both
 @pytest.mark.parametrize("max_grad_norm", [0.01, 1e9])
 def test_updates_are_rmsprop_steps(script, max_grad_norm, tmp_path):
-    """Each rollout moves the weights by lr g / (sqrt(v) + 1e-5), v <- .99 v + .01 g^2, g the gradient cut to its norm."""
-    flags = ("--gamma", 0.9, "--gae-lambda", 0.8, "--ent-coef", 0.03, "--vf-coef", 0.7, "--max-grad-norm", max_grad_norm)
+    """Each rollout moves the weights by lr g / (sqrt(v) + 1e-5), v <- .99 v + .01 g^2, g the gradient once clipped."""
+    flags = (
+        "--gamma",
+        0.9,
+        "--gae-lambda",
+        0.8,
+        "--ent-coef",
+        0.03,
+        "--vf-coef",
+        0.7,
+        "--max-grad-norm",
+        max_grad_norm,
+    )
     agents = [train(script, "Clock", tmp_path / "frozen", *tiny(script), *flags, *FROZEN).agent]
     for updates in (1, 2, 3):
         probe_envs.CALLS.clear()
-        run = train(script, "Clock", tmp_path / str(updates), *tiny(script, updates=updates), *flags, "--learning-rate", 1e-3)
+        run = train(
+            script, "Clock", tmp_path / str(updates), *tiny(script, updates=updates), *flags, "--learning-rate", 1e-3
+        )
         agents.append(run.agent)
     calls, average = steps_by_env(), 0.0
     assert [len(each) for each in calls] == [48, 48]
@@ -51,12 +64,14 @@ def test_updates_are_rmsprop_steps(script, max_grad_norm, tmp_path):
         average = 0.99 * average + 0.01 * gradient.square()
         step = 1e-3 * gradient / (average.sqrt() + 1e-5)
         torch.testing.assert_close(vector(after) - vector(before), -step, rtol=5e-3, atol=2e-6)
-        assert 0.01 < ((average.sqrt() > 1e-7) & (average.sqrt() < 1e-4)).float().mean()  # where epsilon shows, and its place
+        assert (
+            0.01 < ((average.sqrt() > 1e-7) & (average.sqrt() < 1e-4)).float().mean()
+        )  # where epsilon shows, and its place
 
 
 @both
 def test_entries_are_means_over_the_log_interval(script, tmp_path):
-    """With frozen weights, entries over three updates are the means of the entries over one; the last may be over fewer."""
+    """With frozen weights, entries over three updates are the means of those over one; the last may be over fewer."""
     flags = (*tiny(script, updates=7), *FROZEN, "--diagnostics-interval", 3, "--gae-lambda", 1, "--gamma", 0.99)
     train(script, "Clock", tmp_path / "one", *flags, "--log-interval", 1)
     probe_envs.CALLS.clear()
@@ -75,7 +90,9 @@ def test_entries_are_means_over_the_log_interval(script, tmp_path):
     for i, (first, last) in enumerate(windows):
         rollouts = [[each[16 * k : 16 * (k + 1)] for each in calls] for k in range(first, last)]
         steps = [call for rollout in rollouts for each in rollout for call in each]
-        advantages = np.concatenate([advantages_by_hand(agent, each, 0.99, 1.0) for rollout in rollouts for each in rollout])
+        advantages = np.concatenate(
+            [advantages_by_hand(agent, each, 0.99, 1.0) for rollout in rollouts for each in rollout]
+        )
         with torch.no_grad():
             obs = torch.as_tensor(np.stack([call.obs for call in steps]))
             values, norm = agent.value(obs).numpy(), agent.features(obs.unique(dim=0)).norm(dim=1).mean().item()

@@ -32,14 +32,16 @@ def test_the_layer_runs_in_a_bare_file(tmp_path):
     """Copied out by source into a file that imports torch and math alone."""
     bare = tmp_path / "bare.py"
     bare.write_text(
-        "import math\nimport torch\nimport torch.nn as nn\n\n" + source("ppo_acpg.py", "simplex_etf", "ActionLayer") + BARE
+        "import math\nimport torch\nimport torch.nn as nn\n\n"
+        + source("ppo_acpg.py", "simplex_etf", "ActionLayer")
+        + BARE
     )
     result = subprocess.run([sys.executable, str(bare)], capture_output=True, text=True, cwd=tmp_path)
     assert result.stdout == "works\n", result.stderr
 
 
 def test_the_documented_actor(tmp_path):
-    """The first code block of docs/copy.md, with the two pieces pasted where it says, starts near the uniform policy."""
+    """The first code block of docs/copy.md, with the two pieces pasted where it says, starts near uniform."""
     block = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "copy.md").read_text(), re.DOTALL)[1]
     paste = next(line for line in block.splitlines() if line.startswith("# paste"))
     script = tmp_path / "actor.py"
@@ -60,7 +62,7 @@ def test_the_documented_actor(tmp_path):
 def test_the_example_is_a_copy():
     for name in ("simplex_etf", "ActionLayer"):
         assert source("examples/sb3_acpg.py", name) == source("ppo_acpg.py", name)
-    assert source("theory.py", "simplex_etf") == source("ppo_acpg.py", "simplex_etf")
+    assert source("studies/theory.py", "simplex_etf") == source("ppo_acpg.py", "simplex_etf")
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C"])

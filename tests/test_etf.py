@@ -10,7 +10,13 @@ import torch
 import ppo_acpg
 from ppo_acpg import ActionLayer, constrain, simplex_etf
 
-SIZES = [(k, k - 1 + extra) for k in range(2, 10) for extra in range(6)] + [(2, 64), (4, 64), (6, 64), (18, 17), (18, 512)]
+SIZES = [(k, k - 1 + extra) for k in range(2, 10) for extra in range(6)] + [
+    (2, 64),
+    (4, 64),
+    (6, 64),
+    (18, 17),
+    (18, 512),
+]
 
 
 def seeded(seed):
@@ -113,7 +119,7 @@ def test_both_handednesses(num_actions):
 
 
 def test_no_preferred_direction_in_the_plane():
-    """The first row's angle is uniform: E cos(m angle) = E sin(m angle) = 0 (a square's diagonals would show at m = 4)."""
+    """The first row's angle is uniform: E cos(m angle) = E sin(m angle) = 0 (a square would show at m = 4)."""
     frames = draws(2, 2, 1500)
     angle = torch.atan2(frames[:, 0, 1], frames[:, 0, 0])
     for m in range(1, 9):
@@ -187,7 +193,9 @@ def test_orthonormal_rows_are_an_etf_at_a_smaller_scale(num_actions, feature_dim
 
     h = 2 * torch.randn(50, feature_dim, dtype=torch.float64, generator=seeded(1))
     policy, gradient = policy_and_gradient(ActionLayer(orthonormal, scale), h)
-    same_policy, same_gradient = policy_and_gradient(ActionLayer(etf, scale * math.sqrt((num_actions - 1) / num_actions)), h)
+    same_policy, same_gradient = policy_and_gradient(
+        ActionLayer(etf, scale * math.sqrt((num_actions - 1) / num_actions)), h
+    )
     torch.testing.assert_close(same_policy, policy, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(same_gradient, gradient, rtol=1e-10, atol=1e-12)
     other_policy, _ = policy_and_gradient(ActionLayer(etf, scale), h)
@@ -201,7 +209,9 @@ def test_simplex_etf_is_the_centred_part_of_orthonormal_rows(num_actions, featur
     u = torch.linalg.svd(etf)[2][-1]
     shrink = math.sqrt((num_actions - 1) / num_actions)
     orthonormal = shrink * etf + u / math.sqrt(num_actions)
-    torch.testing.assert_close(orthonormal @ orthonormal.T, torch.eye(num_actions, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        orthonormal @ orthonormal.T, torch.eye(num_actions, dtype=torch.float64), rtol=0, atol=1e-6
+    )
     h = torch.randn(50, feature_dim, dtype=torch.float64, generator=seeded(1))
     policy, gradient = policy_and_gradient(ActionLayer(orthonormal, 4.0), h)
     same_policy, same_gradient = policy_and_gradient(ActionLayer(etf, 4.0 * shrink), h)
@@ -275,7 +285,9 @@ def test_most_certain_policy_of_unit_features(num_actions, reached):
     assert layer(others).softmax(-1).max() < p_max(num_actions, 1.0)
 
 
-@pytest.mark.parametrize("num_actions, scale_99, scale_999", [(2, 2.3, 3.5), (4, 4.3, 6.0), (6, 5.2, 7.1), (18, 7.0, 9.2)])
+@pytest.mark.parametrize(
+    "num_actions, scale_99, scale_999", [(2, 2.3, 3.5), (4, 4.3, 6.0), (6, 5.2, 7.1), (18, 7.0, 9.2)]
+)
 def test_scale_that_a_near_certain_policy_needs(num_actions, scale_99, scale_999):
     """p >= .99 needs s = ((K-1)/K) ln(99 (K-1)), and .999 likewise with 999."""
     etf = simplex_etf(num_actions, 32, seeded(0))

@@ -128,7 +128,9 @@ def random_rollout(num_steps, num_envs, seed):
     """A random rollout in which episodes end in all ways; next_values need not be the next row's values."""
     rng = np.random.default_rng(seed)
     values, next_values, rewards = rng.normal(size=(3, num_steps, num_envs))
-    ending = rng.choice(4, size=(num_steps, num_envs), p=[0.7, 0.12, 0.12, 0.06])  # goes on, terminated, truncated, both
+    ending = rng.choice(
+        4, size=(num_steps, num_envs), p=[0.7, 0.12, 0.12, 0.06]
+    )  # goes on, terminated, truncated, both
     return values, next_values, rewards, np.isin(ending, (1, 3)).astype(float), np.isin(ending, (2, 3)).astype(float)
 
 

@@ -73,7 +73,7 @@ def segments(num_envs):
 
 
 def episodes(segment):
-    """The episodes of each environment in one segment, as lists of step() calls; the last may be incomplete or empty."""
+    """The episodes of each environment in one segment, as lists of step() calls; the last may be incomplete."""
     found = {}
     for call in segment:
         if call.kind == "reset":
@@ -88,7 +88,7 @@ def ended(episode):
 
 
 def first_episodes(segment, count):
-    """The first `count` complete episodes of each environment, which must be there; truncated ones are complete, too."""
+    """The first `count` complete episodes of each environment, which must be there; truncated ones are complete."""
     kept = [own[:count] for own in episodes(segment)]
     assert all(len(own) == count and all(ended(episode) for episode in own) for own in kept)
     return [episode for own in kept for episode in own]
@@ -130,7 +130,10 @@ def test_batch_is_the_first_episodes_of_every_environment(script, num_envs, num_
         torch.testing.assert_close(gradient, gradient_by_hand(result.agent, kept, weights, 0.03), rtol=1e-4, atol=1e-5)
         returns = [sum(call.reward for call in episode) for episode in kept]
         assert events["charts/episodic_return"][i] == (taken, pytest.approx(np.mean(returns)))
-        assert events["charts/episodic_length"][i] == (taken, pytest.approx(np.mean([len(episode) for episode in kept])))
+        assert events["charts/episodic_length"][i] == (
+            taken,
+            pytest.approx(np.mean([len(episode) for episode in kept])),
+        )
     assert (dropped > 0) == (num_envs > 1)
     assert any(episode[-1].truncated for episode in all_kept) and any(episode[-1].terminated for episode in all_kept)
 
@@ -156,7 +159,7 @@ def test_last_batch_exactly_in_time(script, tmp_path):
 @both
 def test_incomplete_batch_is_dropped(script, tmp_path):
     """A batch that the budget cuts off changes no weight: the run ends as one did that had no budget for it."""
-    flags = (*tiny(script), "--num-envs", 2, "--num-episodes", 2, "--total-timesteps")
+    flags = (*tiny(script), "--no-anneal-lr", "--num-envs", 2, "--num-episodes", 2, "--total-timesteps")
     exact, more = (train(script, "Terminated", tmp_path / str(steps), *flags, steps) for steps in (36, 46))
     for name, tensor in exact.agent.state_dict().items():
         assert torch.equal(tensor, more.agent.state_dict()[name]), name
@@ -176,7 +179,18 @@ def normalised(returns):
 @pytest.mark.parametrize("option", ["--no-running-baseline", "--norm-returns", "--running-baseline"])
 def test_weights(script, option, tmp_path, monkeypatch):
     """Returns-to-go as they are, normalised within the batch, or less the mean of earlier batches'."""
-    flags = (*tiny(script, 6), "--total-timesteps", 500, *FROZEN, "--gamma", 0.9, "--ent-coef", 0, "--max-grad-norm", 1e9)
+    flags = (
+        *tiny(script, 6),
+        "--total-timesteps",
+        500,
+        *FROZEN,
+        "--gamma",
+        0.9,
+        "--ent-coef",
+        0,
+        "--max-grad-norm",
+        1e9,
+    )
     flags += ("--no-running-baseline", option) if option == "--norm-returns" else (option,)
     gradients = record_gradients(monkeypatch)
     result = train(script, "Clock", tmp_path / "run", *flags)
@@ -188,7 +202,7 @@ def test_weights(script, option, tmp_path, monkeypatch):
         returns = np.concatenate([returns_to_go(episode, 0.9) for episode in kept])
         weights = {"--norm-returns": normalised(returns), "--running-baseline": returns - baseline}.get(option, returns)
         torch.testing.assert_close(gradient, gradient_by_hand(result.agent, kept, weights), rtol=1e-3, atol=2e-5)
-        # the mean of all batches so far, and from the tenth on one that forgets: this batch enters the next one's baseline
+        # the mean of all batches so far, and from the tenth on one that forgets: a batch enters the next one's baseline
         baseline += max(1 / i, 0.1) * (np.mean(returns) - baseline)
 
 
@@ -222,7 +236,7 @@ def flat_gradient(output, agent):
 
 
 def hotelling(samples, truth):
-    """n (mean - truth)^T S^-1 (mean - truth), which is chi-squared distributed if `truth` is the mean of the samples."""
+    """n (mean - truth)^T S^-1 (mean - truth), which is chi-squared distributed if `truth` is their mean."""
     difference = samples.mean(0) - truth
     return (len(samples) * difference @ torch.linalg.solve(torch.cov(samples.T), difference)).item()
 
@@ -244,13 +258,16 @@ def test_gradient_is_unbiased(script, option, tmp_path, monkeypatch):
     logits = agent.logits(torch.eye(3))
     log_odds = torch.stack([flat_gradient(logit[1] - logit[0], agent) for logit in logits])
     total, mean_length = expected_return(logits)
-    truth, samples = flat_gradient(total, agent), -torch.stack(gradients).double()  # the loss descends, the return ascends
+    truth, samples = (
+        flat_gradient(total, agent),
+        -torch.stack(gradients).double(),
+    )  # the loss descends, the return ascends
     assert len(samples) > 800
     span = torch.linalg.qr(log_odds.T).Q
     torch.testing.assert_close((truth @ span) @ span.T, truth, rtol=0, atol=1e-6)
     torch.testing.assert_close((samples @ span) @ span.T, samples, rtol=0, atol=1e-5)
     samples, truth = samples @ span, truth @ span
     assert hotelling(samples, truth) < 16.27
-    # the interval is narrow: it excludes no gradient at all, a fifth less or more, and what dividing by steps would give
+    # the interval is narrow: it excludes no gradient, a fifth less or more, and what dividing by steps would give
     for wrong in (0.0, 0.8, 1.2, 1 / mean_length):
         assert hotelling(samples, wrong * truth) > 16.27, wrong

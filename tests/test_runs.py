@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import types
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -14,7 +15,6 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
-from gymnasium.vector import SyncVectorEnv
 from helpers import (
     ACPG,
     ALGORITHMS,
@@ -73,7 +73,7 @@ def first_actions(script, tmp_path, *more):
 @every
 def test_same_seed_same_run(script, tmp_path):
     """The same seed gives the same progress.csv and weights; another seed gives others."""
-    flags = (*tiny(script, 16, updates=64), "--diagnostics-interval", 2)
+    flags = (*tiny(script, 16, updates=24), "--diagnostics-interval", 2)
     one, again, other = (
         (weights(train(script, "CartPole-v1", tmp_path / name, *flags, "--seed", seed)), read_progress(tmp_path / name))
         for name, seed in (("one", 3), ("again", 3), ("other", 4))
@@ -87,7 +87,7 @@ def test_same_seed_same_run(script, tmp_path):
 @every
 def test_diagnostics_do_not_change_training(script, tmp_path):
     """Measuring at every update or never gives the same weights."""
-    flags = tiny(script, 16, updates=32)
+    flags = tiny(script, 16, updates=16)
     often, never = (
         weights(train(script, "CartPole-v1", tmp_path / str(interval), *flags, "--diagnostics-interval", interval))
         for interval in (1, 0)
@@ -97,19 +97,26 @@ def test_diagnostics_do_not_change_training(script, tmp_path):
 
 @every
 def test_environments_of_all_seeds_are_independent(script, tmp_path):
-    """No two environments of any two runs are reset with one seed, and later resets keep their own stream."""
-    seeds = []
+    """No two environments of any two runs are reset with one seed, and resets within a run keep their own stream.
+
+    REINFORCE resets all environments before each update, each time with seeds of their own.
+    """
+    seeds, flags = [], (*tiny(script, 6), "--num-envs", 4, "--diagnostics-interval", 0)
     for seed in range(8):
         probe_envs.CALLS.clear()
-        train(script, "Clock", tmp_path / "run", *tiny(script, 6), "--num-envs", 4, "--seed", seed, "--diagnostics-interval", 0)
-        stepped = {call.env for call in probe_envs.CALLS if call.kind == "step"}
-        resets = {env: [call.seed for call in probe_envs.CALLS if call.kind == "reset" and call.env == env] for env in stepped}
+        train(script, "Clock", tmp_path / "run", *flags, "--seed", seed)
+        resets = {}
+        for call in probe_envs.CALLS:
+            if call.kind == "reset":
+                resets.setdefault(call.env, []).append(call.seed)
         assert len(resets) == 4
-        for first, *later in resets.values():
-            seeds.append(first)
-            assert first is not None
-            assert later and set(later) == {None}
-    assert len(set(seeds)) == 32
+        for own in resets.values():
+            assert own[0] is not None and None in own
+            given = [one for one in own if one is not None]
+            assert len(given) == 1 or script not in WITH_CRITIC
+            seeds += given
+    assert len(seeds) == 32 or (script not in WITH_CRITIC and len(seeds) > 32)
+    assert len(set(seeds)) == len(seeds)
 
 
 # Pairing
@@ -141,21 +148,16 @@ def test_twins_share_features_and_values_at_equal_gain(baseline, acpg, tmp_path)
 
 
 @pairs
-def test_twins_share_environment_resets(baseline, acpg, tmp_path, monkeypatch):
-    """With one seed, both scripts reset their environments to the same first observations."""
-    starts, reset = {baseline: [], acpg: []}, SyncVectorEnv.reset
-
-    def recording(self, *, seed=None, options=None):
-        obs, info = reset(self, seed=seed, options=options)
-        starts[script].append((seed, obs.tolist()))
-        return obs, info
-
-    monkeypatch.setattr(SyncVectorEnv, "reset", recording)
+def test_twins_share_environment_resets(baseline, acpg, tmp_path):
+    """With one seed, both scripts reset their environments with the same seeds, another for each environment."""
+    starts = {}
     for script in (baseline, acpg):
-        train(script, "CartPole-v1", tmp_path / script, *tiny(script, 16), "--max-episode-steps", 16)
-    assert starts[baseline][0] == starts[acpg][0]
-    seeds, obs = starts[baseline][0]
-    assert len(set(seeds)) == len(obs) == 2
+        probe_envs.CALLS.clear()
+        train(script, "Clock", tmp_path / script, *tiny(script, 6))
+        starts[script] = [call.seed for call in probe_envs.CALLS[:2]]
+        assert [call.kind for call in probe_envs.CALLS[:3]] == ["reset", "reset", "step"]
+    assert starts[baseline] == starts[acpg]
+    assert None not in starts[baseline] and len(set(starts[baseline])) == 2
 
 
 @pairs
@@ -220,7 +222,9 @@ def test_losses_by_hand(script, seed, tmp_path):
     assert ends.count((True, False)) > 3 < ends.count((False, True))
     advantages = np.concatenate([advantages_by_hand(agent, each, 0.9, 0.8) for each in calls])
     with torch.no_grad():
-        logprobs = agent.logits(torch.as_tensor(np.stack([call.obs for each in calls for call in each]))).log_softmax(-1)
+        logprobs = agent.logits(torch.as_tensor(np.stack([call.obs for each in calls for call in each]))).log_softmax(
+            -1
+        )
     entropy = -(logprobs.exp() * logprobs).sum(-1).mean().item()
     policy_loss = -advantages.mean()  # PPO's ratio is 1
     if algorithm(script) == "a2c":
@@ -237,7 +241,7 @@ def test_losses_by_hand(script, seed, tmp_path):
 
 @every
 def test_gradient_is_clipped(script, tmp_path, monkeypatch):
-    """Gradients longer than --max-grad-norm are cut to that length and keep their direction, shorter ones are left alone."""
+    """Gradients longer than --max-grad-norm are cut to that length and keep their direction, others are left alone."""
     flags = (*tiny(script, 6, updates=8), *FROZEN, "--max-grad-norm")
     gradients = record_gradients(monkeypatch)
     train(script, "Clock", tmp_path / "run", *flags, 1e9)
@@ -347,7 +351,7 @@ def test_invalid_arguments_leave_the_old_run(script, env_id, wrong, tmp_path, mo
         *((script, ("--feature-dim", 4)) for script in ACPG),  # too many actions for it
         *((script, ("--total-timesteps", 31)) for script in WITH_CRITIC),
         *((script, ("--num-minibatches", 3)) for script in PAIRS[0]),
-        *((script, ("--log-interval", 3)) for script in PAIRS[1]),
+        *((script, ("--num-steps", 0)) for script in PAIRS[1]),
         *((script, ("--norm-returns",)) for script in PAIRS[2]),
     ],
 )
@@ -369,7 +373,9 @@ def test_run_is_described(script, tmp_path):
     text = json.dumps(record)
     for version in (torch.__version__, gym.__version__, np.__version__):
         assert str(version) in text
-    commit = subprocess.run(["git", "-C", helpers.ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "-C", helpers.ROOT, "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     assert commit in text
 
 
@@ -388,7 +394,7 @@ def test_last_line_says_how_it_went(script, tmp_path):
 def documented_tags(script, num_actions):
     """The tags that the tables of docs/metrics.md, in the first column, in backticks, say this script writes.
 
-    Algorithms in parentheses beside a tag are those that write it, as in "`losses/value_loss` (ppo, a2c)"; without, all do.
+    Algorithms in parentheses beside a tag are those that write it, as in "`losses/value_loss` (ppo, a2c)"; else all do.
     """
     tags = set()
     for line in (helpers.ROOT / "docs" / "metrics.md").read_text().splitlines():
@@ -422,13 +428,16 @@ def test_every_tag_of_the_issue_is_logged(script, tmp_path):
         "a2c": "value_loss policy_loss entropy explained_variance",
         "reinforce": "policy_loss entropy",
     }[algorithm(script)]
-    metrics = """nc1 variability_quotient cdnv alignment ncc_agreement means_equinorm means_equiangularity means_max_angle
-        weights_equinorm weights_equiangularity weights_max_angle etf_error self_duality mean_weight_cosine classes_present"""
+    metrics = """nc1 variability_quotient cdnv alignment ncc_agreement means_equinorm means_equiangularity
+        means_max_angle weights_equinorm weights_equiangularity weights_max_angle etf_error self_duality
+        mean_weight_cosine classes_present"""
     expected = {f"charts/{name}" for name in ("episodic_return", "episodic_length", "learning_rate", "SPS")}
     expected |= {f"losses/{name}" for name in losses.split()}
     collapse = {f"{group}/{name}" for group in ("collapse", "collapse_null") for name in metrics.split()}
     assert set(scalars) >= expected | collapse
-    assert {tag for tag in scalars if tag.startswith("losses/")} == {tag for tag in expected if tag.startswith("losses/")}
+    assert {tag for tag in scalars if tag.startswith("losses/")} == {
+        tag for tag in expected if tag.startswith("losses/")
+    }
     for tag in scalars:
         assert (scalars[tag][0][0] == 0) == tag.startswith("collapse"), tag
         assert scalars[tag][-1][0] == 64, tag
@@ -446,11 +455,10 @@ def test_undefined_metrics_are_logged_as_nan(script, tmp_path):
             assert math.isnan(float(read_progress(tmp_path / "run")[0][f"{group}/{name}"]))
 
 
-@pytest.mark.parametrize(
-    ("script", "more"), [*((script, ()) for script in SCRIPTS), *((script, ("--log-interval", 3)) for script in PAIRS[1])]
-)
+@every
+@pytest.mark.parametrize("more", [(), ("--log-interval", 3)], ids=["each", "third"])
 def test_step_0_is_the_untrained_network(script, more, tmp_path):
-    """The first point of collapse/* speaks of the network before the first update, the last one of the final network."""
+    """The first point of collapse/* speaks of the network before the first update, the last of the final network."""
     flags = (*tiny(script, updates=6), "--learning-rate", 1e-2, "--diagnostics-interval", 3, *more)
     untrained = train(script, "ActionObservationReward", tmp_path / "frozen", *flags, *FROZEN).agent
     trained = train(script, "ActionObservationReward", tmp_path / "run", *flags).agent
@@ -465,25 +473,89 @@ def test_step_0_is_the_untrained_network(script, more, tmp_path):
 
 
 @every
-@pytest.mark.parametrize("batches", [3, 450])
-def test_progress_grid(script, batches, tmp_path):
-    """progress.csv has at most 200 rows, from step 0 to the last one, and nothing between them is missing."""
+@pytest.mark.parametrize(("batches", "log_interval"), [(3, 1), (45, 2), (7, 4), (3, 50)])
+def test_progress_rows(script, batches, log_interval, tmp_path):
+    """progress.csv: row 0, then a row every --log-interval updates and one for the last, each with all its columns."""
     own = {
         "ppo": ("--num-steps", 3, "--num-minibatches", 1, "--update-epochs", 1, "--total-timesteps", 6 * batches + 3),
-        "a2c": ("--num-steps", 3, "--log-interval", 1, "--total-timesteps", 6 * batches + 3),
+        "a2c": ("--num-steps", 3, "--total-timesteps", 6 * batches + 3),
         "reinforce": ("--num-episodes", 1, "--total-timesteps", 6 * batches),
     }[algorithm(script)]
-    train(script, "Terminated", tmp_path / "run", "--num-envs", 2, "--diagnostics-interval", 50, *own)
+    own += ("--num-envs", 2, "--log-interval", log_interval)
+    train(script, "Terminated", tmp_path / "run", *own, "--diagnostics-interval", 10)
     rows = read_progress(tmp_path / "run")
-    steps = [int(row["global_step"]) for row in rows]
-    assert min(batches, 100) < len(rows) <= 200
-    assert steps[0] == 0 and steps[-1] == 6 * batches
-    assert all(np.diff(steps) > 0)
-    assert max(np.diff(steps)) <= max(6, 2 * 6 * batches / 100), "the grid has a hole"
+    updates = [*range(log_interval, batches, log_interval), batches]
+    assert [int(row["global_step"]) for row in rows] == [0, *(6 * update for update in updates)]
     assert len({len(row) for row in rows}) == 1
     assert all(row["losses/policy_loss"] and row["charts/SPS"] for row in rows[1:])
     assert all(math.isfinite(float(row["losses/policy_loss"])) for row in rows[1:])
-    assert {row["charts/episodic_return"] for row in rows[3:]} <= {"3.0", ""}
+    assert {row["charts/episodic_return"] for row in rows[1:]} == {"3.0"}
+    assert not any(rows[0][tag] for tag in rows[0] if tag.startswith(("losses", "charts")))
+    # the diagnostics: at the first entry at or after each multiple of their interval, and at both ends
+    due = [0] + [min(u for u in updates if u >= k) for k in range(10, batches + 1, 10)] + [batches]
+    measured = [int(row["global_step"]) for row in rows if row["collapse/feature_norm"]]
+    assert measured == sorted({6 * update for update in due})
+    events, _ = read_events(tmp_path / "run")
+    for tag in set(rows[0]) - {"global_step"}:
+        points = [(int(row["global_step"]), float(row[tag])) for row in rows if row[tag]]
+        assert events[tag] == [(step, pytest.approx(value, rel=1e-5, nan_ok=True)) for step, value in points], tag
+
+
+@every
+def test_columns_are_the_same_in_every_run(script, tmp_path):
+    """The header: global_step, then the tags in one order, whatever the interval, and however the run ended."""
+    headers = set()
+    for name, more in {"often": (), "seldom": ("--log-interval", 5, "--diagnostics-interval", 2)}.items():
+        train(script, "Bandit", tmp_path / name, *tiny(script, updates=3), *more)
+        headers.add((tmp_path / name / "progress.csv").read_text().splitlines()[0])
+    train(script, "Bandit", tmp_path / "off", *tiny(script, updates=3), "--diagnostics-interval", 0)
+    run_script(script, "NotFinite", tmp_path / "failed", *tiny(script, 5, updates=3))
+    failed = (tmp_path / "failed" / "progress.csv").read_text().splitlines()
+    (header,) = headers
+    columns = header.split(",")
+    assert columns[0] == "global_step" and len(set(columns)) == len(columns)
+    without = [tag for tag in columns if not tag.startswith("collapse")]
+    assert (tmp_path / "off" / "progress.csv").read_text().splitlines()[0].split(",") == without
+    actions = [f"collapse/action_frequency_{action}" for action in range(2, 6)]  # of the bandit, not of the other
+    assert failed[0].split(",") == [tag for tag in columns if tag not in actions]
+    assert {line.count(",") for line in failed} == {failed[0].count(",")}
+
+
+@every
+def test_entries_are_means_since_the_last(script, tmp_path):
+    """With frozen weights, entries over three updates are the means of the entries over one; the last is over fewer."""
+    flags = (*tiny(script, 6), "--total-timesteps", 7 * 32, *FROZEN)
+    flags += ("--num-minibatches", 2) if algorithm(script) == "ppo" else ()
+    for interval in (1, 3):
+        probe_envs.CALLS.clear()
+        train(script, "Clock", tmp_path / str(interval), *flags, "--log-interval", interval)
+    one, three = (read_events(tmp_path / str(interval))[0] for interval in (1, 3))
+    assert set(one) == set(three)
+    steps = [step for step, _ in one["losses/entropy"]]
+    assert len(steps) % 3 == 1 or script not in WITH_CRITIC
+    windows = [slice(i, i + 3) for i in range(0, len(steps), 3)]
+    ends = [steps[window][-1] for window in windows]
+    if len(steps) % 3:  # the last entry stands at the end, to which REINFORCE may have taken steps of a batch cut short
+        ends[-1] = int(read_progress(tmp_path / "3")[-1]["global_step"])
+    for tag in {tag for tag in one if tag.startswith("losses")} - {"losses/explained_variance"}:
+        means = [np.mean([value for _, value in one[tag][window]]) for window in windows]
+        # rounding: the ratio of unmoved weights is 1
+        assert [step for step, _ in three[tag]] == ends
+        assert [value for _, value in three[tag]] == pytest.approx(means, rel=1e-4, abs=1e-7), tag
+    # of the episodes, means over those that ended, not over updates; REINFORCE's updates have equally many
+    ended, entries, taken = [], [], 0
+    if script in WITH_CRITIC:
+        for calls in zip(*steps_by_env(), strict=True):
+            taken += 2
+            ended += [call.after[0] for call in calls if call.terminated or call.truncated]
+            if taken in ends:
+                entries.append((taken, pytest.approx(np.mean(ended))))
+                ended = []
+    else:
+        lengths = [value for _, value in one["charts/episodic_length"]]
+        means = [np.mean(lengths[window]) for window in windows]
+        entries = [(end, pytest.approx(mean)) for end, mean in zip(ends, means, strict=True)]
+    assert three["charts/episodic_length"] == entries
 
 
 # Checkpoints
@@ -510,7 +582,8 @@ def test_checkpoint_rebuilds_the_agent(script, more, env_id, tmp_path):
     """model.pt reads with weights_only=True and, with the spaces of one environment, gives the trained agent again."""
     result = train(script, env_id, tmp_path / "run", *tiny(script), "--save-model", *more)
     checkpoint = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
-    assert set(checkpoint) == {"agent", "args", "versions"}
+    assert set(checkpoint) == {"script", "agent", "args", "versions"}
+    assert checkpoint["script"] == script
     assert plain(checkpoint["agent"]) and plain(checkpoint["args"]) and plain(checkpoint["versions"])
     assert checkpoint["args"]["env_id"] == f"probe_envs:{env_id}-v0"
     assert str(torch.__version__) in checkpoint["versions"].values()
@@ -536,10 +609,11 @@ def test_no_checkpoint_unless_asked(script, tmp_path):
 @fixed_layer
 @pytest.mark.parametrize("layer", ["etf", "random"])
 def test_fixed_layer_is_never_trained(script, layer, tmp_path):
-    """The layer is a buffer that training and saving leave alone, bit for bit, and the optimised vector does not hold."""
+    """The layer is a buffer that training and saving leave alone, bit for bit, and that the optimiser does not hold."""
     flags = ("--learning-rate", 1e-2, "--action-layer", layer, "--save-model")
     result = train(script, "Bandit", tmp_path / "run", *tiny(script, updates=16), *flags)
     spaces = result.agent.observation_space, gym.make("probe_envs:Bandit-v0").action_space
+    torch.manual_seed(result.args.seed)
     fresh = result.Agent(*spaces, result.args)
     frozen = train(script, "Bandit", tmp_path / "frozen", *tiny(script), *FROZEN, "--action-layer", layer).agent
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["agent"]
@@ -551,10 +625,10 @@ def test_fixed_layer_is_never_trained(script, layer, tmp_path):
     assert torch.equal(buffer, saved[name])
     torch.testing.assert_close(buffer.norm(dim=1), torch.ones(6))
     assert name not in dict(result.agent.named_parameters())
-    if algorithm(script) == "reinforce":  # the others have a function in place of an optimiser
-        assert [id(tensor) for group in result.optimizer.param_groups for tensor in group["params"]] == [id(result.parameters)]
-    assert result.parameters.numel() == sum(tensor.numel() for tensor in result.agent.parameters())
-    assert result.parameters.untyped_storage().data_ptr() != buffer.untyped_storage().data_ptr()
+    held = {id(parameter) for parameter in result.optimizer.params}
+    assert held == {id(parameter) for parameter in result.agent.parameters()}
+    pointers = {parameter.untyped_storage().data_ptr() for parameter in result.optimizer.params}
+    assert buffer.untyped_storage().data_ptr() not in pointers
     trained = [key for key in frozen.state_dict() if not torch.equal(frozen.state_dict()[key], saved[key])]
     assert len(trained) == len(saved) - 1  # all the rest did move
 
@@ -596,7 +670,9 @@ def test_feature_constraints(constraint, tmp_path):
 def test_layer_orientation_depends_on_the_seed(tmp_path):
     """Another seed turns the ETF elsewhere, but it stays an ETF."""
     flags = tiny("ppo_acpg")
-    one, two = (train("ppo_acpg", "Bandit", tmp_path / "run", *flags, "--seed", s).agent.action_layer.weight for s in (1, 2))
+    one, two = (
+        train("ppo_acpg", "Bandit", tmp_path / "run", *flags, "--seed", s).agent.action_layer.weight for s in (1, 2)
+    )
     assert not torch.allclose(one, two, atol=1e-2)
     for weight in (one, two):
         torch.testing.assert_close(weight @ weight.T, 1.2 * torch.eye(6) - 0.2, rtol=0, atol=1e-6)
@@ -629,12 +705,13 @@ def test_track_without_wandb(script, tmp_path, monkeypatch):
 @every
 def test_help_describes_every_argument(script, tmp_path):
     """--help lists the arguments, each with its line of description."""
-    names = """env-id total-timesteps learning-rate num-envs anneal-lr gamma ent-coef max-grad-norm exp-name seed cuda track
-        capture-video save-model env-kwargs max-episode-steps run-dir diagnostics-interval"""
+    names = """env-id total-timesteps learning-rate num-envs anneal-lr gamma ent-coef max-grad-norm exp-name seed
+        cuda track capture-video save-model env-kwargs max-episode-steps run-dir log-interval diagnostics-interval
+        torch-threads"""
     critic = "num-steps gae-lambda norm-adv vf-coef"
     own = {
-        "ppo": f"{critic} num-minibatches update-epochs clip-coef clip-vloss target-kl",
-        "a2c": f"{critic} log-interval",
+        "ppo": f"{critic} compile num-minibatches update-epochs clip-coef clip-vloss target-kl",
+        "a2c": f"{critic} compile",
         "reinforce": "num-episodes norm-returns running-baseline",
     }
     acpg_only = "etf-scale feature-constraint feature-gain action-layer"
@@ -650,8 +727,10 @@ def test_help_describes_every_argument(script, tmp_path):
     source = (helpers.ROOT / f"{script}.py").read_text()
     fields = re.search(r"class Args:\n(.*?)\n\n\n", source, re.DOTALL)[1]
     lines = [line.strip() for line in fields.splitlines() if line.strip() and not line.strip().startswith("#")]
-    assert all(re.match(r"\w+: ", line) for line in lines[::2])
-    assert all(re.fullmatch(r'""".+"""', line) for line in lines[1::2])
+    shown = " ".join(re.sub(r"[^\x20-\x7e]", " ", result.stdout).split())  # without frames and line breaks
+    for line in lines:
+        name, comment = re.fullmatch(r"(\w+): .* = .*?  # (.+)", line).groups()
+        assert comment in shown, f"the help of --{name} is not its comment"
 
 
 @pytest.mark.parametrize("script", PAIRS[0])
@@ -659,18 +738,22 @@ def test_defaults_are_those_of_cleanrl(script, tmp_path):
     """The defaults are ppo.py's."""
     args = vars(train(script, "ConstantReward", tmp_path / "run", "--total-timesteps", 512).args)
     defaults = dict(num_envs=4, num_steps=128, update_epochs=4, num_minibatches=4, learning_rate=2.5e-4, anneal_lr=True)
-    defaults |= dict(gamma=0.99, gae_lambda=0.95, norm_adv=True, clip_coef=0.2, clip_vloss=True, ent_coef=0.01, vf_coef=0.5)
+    defaults |= dict(
+        gamma=0.99, gae_lambda=0.95, norm_adv=True, clip_coef=0.2, clip_vloss=True, ent_coef=0.01, vf_coef=0.5
+    )
     defaults |= dict(max_grad_norm=0.5, target_kl=None, exp_name=script, seed=1, track=False, capture_video=False)
     assert {name: args[name] for name in defaults} == defaults
     source = (helpers.ROOT / f"{script}.py").read_text()
-    assert re.search(r"total_timesteps: int = 500_?000\n", source)
+    assert re.search(r"total_timesteps: int = 500_?000\b", source)
 
 
 @pytest.mark.parametrize("script", PAIRS[1])
 def test_defaults_are_those_of_stable_baselines(script, tmp_path):
     """The defaults are A2C's, with eight environments; vf_coef is twice that of a value loss without our 1/2."""
     args = vars(train(script, "ConstantReward", tmp_path / "run", "--total-timesteps", 40).args)
-    defaults = dict(num_envs=8, num_steps=5, learning_rate=7e-4, anneal_lr=False, gamma=0.99, gae_lambda=1.0, norm_adv=False)
+    defaults = dict(
+        num_envs=8, num_steps=5, learning_rate=7e-4, anneal_lr=False, gamma=0.99, gae_lambda=1.0, norm_adv=False
+    )
     defaults |= dict(ent_coef=0.01, vf_coef=1.0, max_grad_norm=0.5, exp_name=script, seed=1)
     assert {name: args[name] for name in defaults} == defaults
 
@@ -681,3 +764,44 @@ def test_progress_bar_on_a_terminal_only(script, tmp_path):
     shown = run_script(script, "Terminated", tmp_path / "run", *tiny(script, 3), terminal=True)
     assert "\r" in shown.stderr and "step" in shown.stderr and "3.0" in shown.stderr
     assert train(script, "Terminated", tmp_path / "run", *tiny(script, 3)).stderr == ""
+
+
+def clock(seconds):
+    """A time.perf_counter by which `seconds` pass between two calls of Run.log, whatever else looks at it."""
+    now = [0.0]
+
+    def patch(module):
+        log, module.time = module.Run.log, types.SimpleNamespace(perf_counter=lambda: now[0])
+
+        def later(self, tags, step):
+            now[0] += seconds if step else 0.0
+            return log(self, tags, step)
+
+        module.Run.log = later
+
+    return patch
+
+
+@every
+@pytest.mark.parametrize(
+    ("seconds", "entries", "lines"),
+    [
+        (11, 40, [4, 8, 12, 16, 20, 24, 28, 32, 36, 40]),  # every tenth of the run
+        (11, 5, [1, 2, 3, 4, 5]),  # at most each entry
+        (2, 40, [8, 16, 24, 32, 40]),  # no two within ten seconds
+        (4, 10, [3, 6, 9]),
+        (0.2, 40, []),
+    ],
+)
+def test_progress_lines_without_a_terminal(script, seconds, entries, lines, tmp_path, monkeypatch):
+    """About every tenth of the run, but no two within ten seconds, a line with steps and return; none beside a bar."""
+    monkeypatch.setattr(helpers, "patch_script", clock(seconds))
+    size = 12 if script in WITH_CRITIC else 6  # steps of an update
+    own = ("--num-steps", 6) if script in WITH_CRITIC else ("--num-episodes", 1)
+    flags = (*tiny(script, 3), *own, "--total-timesteps", size * entries, "--diagnostics-interval", 0)
+    result = train(script, "Terminated", tmp_path / "run", *flags)
+    *shown, last = result.stdout.splitlines()
+    assert [int(re.match(r"\d+", line)[0]) for line in shown] == [size * entry for entry in lines]
+    assert all(str(size * entries) in line and "3.0" in line for line in shown)
+    assert result.stderr == "" and str(tmp_path) in last
+    assert run_script(script, "Terminated", tmp_path / "bar", *flags, terminal=True).stdout.splitlines()[:-1] == []
