@@ -313,6 +313,88 @@ class Interrupted(Probe):
         return super().advance(action)
 
 
+class Flux(Exception):
+    """What nobody expects, with a message of two lines."""
+
+
+class Odd(Clock):
+    """What users' environments do: infos of all kinds, one array for all observations, rewards that are no floats.
+
+    And what they do wrong: `broken` says what, `where` ("reset", "step", "truncation": the next one then) and `at` when,
+    counted in resets or steps of an instance. CALLS notes it, with the number of steps of that instance.
+    """
+
+    numbers = (  # each of which stands for 0.0 or 1.0
+        *(float, int, bool, np.float32, np.float64, np.int64, np.bool_, np.array, lambda reward: np.array([reward])),
+        *(lambda reward: np.array(reward, dtype=np.float32), lambda reward: np.array([[reward]]), torch.tensor),
+    )
+    rewards = {
+        "float": lambda reward, n: float(reward),
+        "mixed": lambda reward, n: Odd.numbers[n % len(Odd.numbers)](reward),
+        "None": lambda reward, n: None,
+        "shape (2,)": lambda reward, n: np.array([reward, reward]),
+        "str": lambda reward, n: "one",
+    }
+    infos = {
+        "": lambda n: {},
+        "mixed": lambda n: {
+            **{"x": [1.0, None, "a", 7, {}][n % 5], "y": np.zeros(2) if n % 2 else 3},  # types that change
+            **{"path": np.zeros(n % 7), "list": [0] * (n % 3), "matrix": np.zeros((n % 4, 2))},  # lengths that do
+            **({"a": {"b": {"c": None if n % 2 else n}}} if n % 3 else {"a": n, "d": [{"e": n}]}),  # nested
+            **({f"key {n}": n, "now and then": 1} if n % 2 else {}),  # keys that come and go
+            **{"final_obs": None, "_final_obs": n, "final_info": {"episode": n}, "episode": n, "_episode": []},
+            **{3: n, None: object(), (1, 2): {1, 2}, "dtype": np.array([None, "a"], dtype=object)},  # no names at all
+        },
+    }
+
+    def __init__(self, infos="", reward="float", shared=False, broken="", where="step", at=1, **kwargs):
+        super().__init__(**kwargs)
+        self.kinds, self.broken, self.where, self.at = (self.infos[infos], self.rewards[reward]), broken, where, at
+        self.shared, self.buffer, self.steps, self.resets = shared, np.zeros(2, dtype=np.float32), 0, 0
+
+    def show(self):
+        self.buffer = self.buffer if self.shared else self.buffer.copy()
+        self.buffer[:] = self.time / 8, self.episode % 4
+        return self.buffer
+
+    def advance(self, action):
+        _, terminated, truncated = super().advance(action)
+        return action == self.time % 2, terminated, truncated
+
+    def spoilt(self, obs):
+        """The observation, spoilt, once it is time."""
+        count = self.resets if self.where == "reset" else self.steps
+        if not self.broken or count < self.at:
+            return obs
+        CALLS.append(Call(self.instance, "broken", self.steps))
+        self.at = np.inf
+        if self.broken == "raise":
+            raise Flux("the flux\n   capacitor")
+        if self.broken == "KeyError":
+            return {}["capacitor"]
+        if self.broken == "shape":
+            return np.zeros(3, dtype=np.float32)
+        return np.array([0.5, float(self.broken)], dtype=np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        obs, _ = super().reset(seed=seed, options=options)
+        self.resets += 1
+        return self.spoilt(obs) if self.where == "reset" else obs, self.kinds[0](self.resets + self.instance)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = super().step(action)
+        self.steps += 1
+        if self.where == "step" or (self.where == "truncation" and truncated):
+            obs = self.spoilt(obs)
+        return (
+            obs,
+            self.kinds[1](reward, self.steps + self.instance),
+            terminated,
+            truncated,
+            self.kinds[0](self.steps + self.instance),
+        )
+
+
 class MultiDiscreteAction(Probe):
     """Two actions at once."""
 
