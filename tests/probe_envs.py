@@ -320,7 +320,7 @@ class Flux(Exception):
 class Odd(Clock):
     """What users' environments do: infos of all kinds, one array for all observations, rewards that are no floats.
 
-    And what they do wrong: `broken` says what, `where` ("reset", "step", "truncation": the next one then) and `at` when,
+    And what they do wrong: `broken` says what, `where` ("reset", "step", "truncation": the next) and `at` when,
     counted in resets or steps of an instance. CALLS notes it, with the number of steps of that instance.
     """
 
@@ -423,6 +423,15 @@ class MatrixObservation(Probe):
 
     def show(self):
         return np.ones((2, 3), dtype=np.float32)
+
+
+class ScalarObservation(Probe):
+    """Observations that are one number, in a box without a dimension."""
+
+    observation_space = Box(-1.0, 1.0, (), dtype=np.float32)
+
+    def show(self):
+        return np.float32(1.0)
 
 
 def subclasses(kind):

@@ -109,11 +109,12 @@ def test_missing_extra(script, env_id, package, tmp_path, monkeypatch):
         ("MultiDiscreteAction", "action"),
         ("DictObservation", "observation"),
         ("MatrixObservation", "observation"),
+        ("ScalarObservation", "observation"),
         ("Blackjack-v1", "observation"),
     ],
 )
 def test_unsupported_spaces(script, env_id, what, tmp_path):
-    """Continuous and multiple actions; dictionary, tuple and matrix observations."""
+    """Continuous and multiple actions; dictionary, tuple, matrix and scalar observations."""
     line = refused(script, env_id, tmp_path / "run", *tiny(script))
     assert env_id in line and what in line.lower()
 
@@ -216,7 +217,7 @@ def test_less_than_one_batch_of_episodes(script, tmp_path):
     result = run_script(script, "Terminated", tmp_path / "run", *flags, "--total-timesteps", 10)
     assert result.status not in (0, None)
     (line,) = result.stderr.splitlines()
-    assert mentions(line, "total-timesteps") and "10" in line
+    assert mentions(line, "total-timesteps")
     assert read_record(tmp_path / "run")["status"] == "failed"
     train(script, "Terminated", tmp_path / "run", *flags, "--total-timesteps", 12)
 
@@ -331,6 +332,7 @@ def test_interrupt(script, tmp_path):
     events, _ = helpers.read_events(tmp_path / "run")
     assert events["losses/policy_loss"][-1][0] > 0
     assert int(rows[-1]["global_step"]) == max(points[-1][0] for points in events.values())
+    assert torch.load(tmp_path / "run" / "model.pt", weights_only=True)["script"] == script
 
 
 @every
