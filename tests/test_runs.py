@@ -782,15 +782,14 @@ def clock(seconds):
     return patch
 
 
-@every
 @pytest.mark.parametrize(
-    ("seconds", "entries", "lines"),
+    ("script", "seconds", "entries", "lines"),
     [
-        (11, 40, [4, 8, 12, 16, 20, 24, 28, 32, 36, 40]),  # every tenth of the run
-        (11, 5, [1, 2, 3, 4, 5]),  # at most each entry
-        (2, 40, [8, 16, 24, 32, 40]),  # no two within ten seconds
-        (4, 10, [3, 6, 9]),
-        (0.2, 40, []),
+        *((script, 4, 10, [3, 6, 9]) for script in SCRIPTS),  # no two within ten seconds
+        ("ppo_acpg", 2, 40, [8, 16, 24, 32, 40]),
+        ("ppo_acpg", 11, 40, [4, 8, 12, 16, 20, 24, 28, 32, 36, 40]),  # every tenth of the run
+        ("ppo_acpg", 11, 5, [1, 2, 3, 4, 5]),  # at most each entry
+        ("ppo_acpg", 0.2, 40, []),
     ],
 )
 def test_progress_lines_without_a_terminal(script, seconds, entries, lines, tmp_path, monkeypatch):
