@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
 import report  # noqa: E402
 
 SAMPLES = {
@@ -75,7 +75,9 @@ def of_aggregates(tasks, skewed, level=0.95, trials=500, resamples=1000, rng=Non
 
 def main():
     of_means()
-    print(f"\n| tasks, scores | {' | '.join(row[1] for row in report.AGGREGATES)} |\n|{'---|' * (1 + len(report.AGGREGATES))}")
+    print(
+        f"\n| tasks, scores | {' | '.join(row[1] for row in report.AGGREGATES)} |\n|{'---|' * (1 + len(report.AGGREGATES))}"
+    )
     for tasks in (1, 4, 12):
         for skewed in (False, True):
             ours, plain = of_aggregates(tasks, skewed, trials=2000)

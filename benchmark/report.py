@@ -1,6 +1,6 @@
 """Statistics and plots of a sweep: what the runs below a folder show, and how sure that is.
 
-    python report.py results/sweep
+    python benchmark/report.py results/sweep
 
 Reads the runs that `benchmark.sh` or the scripts left below the folder (run.json and progress.csv) and writes beside them
 report.md, CSV files with every number, and PNG plots. The arm called `baseline` is what every other arm is compared with.
@@ -35,7 +35,11 @@ VERDICT_SEEDS = 5  # fewer than so many have no verdict: the bootstrap of the ag
 REFERENCE_EPISODES = 100
 REFERENCE_STEPS = 1_000_000  # a random policy whose episodes take longer than these in all has no reference
 SETUP = {"run_dir", "seed", "exp_name", "torch_threads", "track", "wandb_project_name", "wandb_entity", "capture_video"}
-SHARED = ("total_timesteps", "env_kwargs", "max_episode_steps")  # the same for all arms, the last two for all algorithms too
+SHARED = (
+    "total_timesteps",
+    "env_kwargs",
+    "max_episode_steps",
+)  # the same for all arms, the last two for all algorithms too
 METRICS = {"final": 1, "best": 1, "auc": 1, "steps_to_threshold": -1, "drawdown": -1, "failed": -1}  # 1: more is better
 COLLAPSE = {
     "alignment": "AC1 alignment (1)",
@@ -45,6 +49,7 @@ COLLAPSE = {
     "mean_weight_cosine": "AC3 cosine of means and weights (1)",
 }
 PANELS = ("alignment", "variability_quotient", "etf_error")
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # for the modules of environments/
 # Okabe and Ito's colours, told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -114,14 +119,20 @@ def read_runs(folder):
         if (*key, seed) in finished:
             fail(f"{folder} holds {env_id} {algo} {arm} seed {seed} twice; remove one")
         finished.add((*key, seed))
-        rows.append({"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": steps, "wall_time": record["wall_time"]})
+        rows.append(
+            {"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": steps, "wall_time": record["wall_time"]}
+        )
         curves.append(curve)
     names = {run_name(*key) for key in finished}
     for run, planned in read_json(folder / "manifest.json").get("runs", {}).items():
         if run not in problems and run not in names:
             problems[run] = "no result" if planned["status"] == "finished" else planned["status"]
     if not rows:
-        fail(f"{folder} holds no finished runs" + (f" ({len(problems)} unfinished)" if problems else "") + "; run benchmark.sh")
+        fail(
+            f"{folder} holds no finished runs"
+            + (f" ({len(problems)} unfinished)" if problems else "")
+            + "; run benchmark.sh"
+        )
     runs = pd.DataFrame(rows)
     for (env_id, algo), cell in runs.groupby(["env", "algo"]):
         for arm in cell.arm.unique():
@@ -131,7 +142,7 @@ def read_runs(folder):
 
 
 def run_name(env_id, algo, arm, seed):
-    """The name of a run's folder, as benchmark.py gives it."""
+    """The name of a run's folder, as sweep.py gives it."""
     return re.sub(r"[^\w.=-]+", "_", f"{env_id}__{algo}_{arm}__{seed}")
 
 
@@ -144,7 +155,10 @@ def refuse_mixture(folder, one, settings, other, others, keys):
 
 def on_grid(curve, tag, budget):
     """A tag's curve at POINTS equally spaced steps, by linear interpolation; NaN throughout if it has no value."""
-    steps, values = curve["global_step"].to_numpy(float), pd.to_numeric(curve.get(tag, pd.Series(dtype=float)), errors="coerce")
+    steps, values = (
+        curve["global_step"].to_numpy(float),
+        pd.to_numeric(curve.get(tag, pd.Series(dtype=float)), errors="coerce"),
+    )
     values = values.to_numpy(float) if len(values) else np.full(len(steps), np.nan)
     known = np.isfinite(values)
     if not known.any():
@@ -160,7 +174,9 @@ def reward_threshold(env_id):
             importlib.import_module(module)
         return gym.spec(name).reward_threshold
     except Exception as error:  # importing somebody's module can fail in any way
-        fail(f"the runs' environment {env_id} cannot be found ({' '.join(str(error).split())}); put its module on PYTHONPATH")
+        fail(
+            f"the runs' environment {env_id} cannot be found ({' '.join(str(error).split())}); put its module on PYTHONPATH"
+        )
 
 
 def random_return(args, seed, cache):
@@ -197,7 +213,9 @@ def summarise(curve, budget, threshold):
     """
     tenths = np.convolve(curve, np.ones(LAST) / LAST, "valid")
     result = {"final": tenths[-1], "best": tenths.max(), "auc": curve.mean(), "drawdown": tenths.max() - tenths[-1]}
-    reached = np.convolve(curve, np.ones(SMOOTH) / SMOOTH, "valid") >= threshold if threshold is not None else np.array([])
+    reached = (
+        np.convolve(curve, np.ones(SMOOTH) / SMOOTH, "valid") >= threshold if threshold is not None else np.array([])
+    )
     steps = math.nan if threshold is None else budget
     if reached.any():
         steps = (np.argmax(reached) + SMOOTH) / POINTS * budget
@@ -288,7 +306,14 @@ AGGREGATES = [
     ("better", "final return, IQM", iqm, 1, "final", "tasks"),
     ("more robust", "CVaR 25 % over seeds, mean over tasks", lambda x: cvar(x, axis=-2).mean(-1), 1, "final", "task"),
     ("more robust", "failure rate", lambda x: (x < 0.5).mean((-2, -1)), -1, "final", "pairs"),
-    ("more robust", "spread over seeds, mean over tasks", lambda x: x.std(axis=-2, ddof=1).mean(-1), -1, "final", "task"),
+    (
+        "more robust",
+        "spread over seeds, mean over tasks",
+        lambda x: x.std(axis=-2, ddof=1).mean(-1),
+        -1,
+        "final",
+        "task",
+    ),
 ]
 
 
@@ -410,7 +435,10 @@ def logged(curves, index, tag, at):
 
 def plot_collapse(runs, curves, returns, algo, colours, path):
     cell = runs[runs.algo == algo]
-    envs, arms = cell.env.unique(), [arm for arm in colours if arm in set(cell.arm)][:2]  # the baseline and ACPG come first
+    envs, arms = (
+        cell.env.unique(),
+        [arm for arm in colours if arm in set(cell.arm)][:2],
+    )  # the baseline and ACPG come first
     size = (13, 0.8 + 2.6 * len(envs))
     figure, grid = plt.subplots(len(envs), 1 + len(PANELS), figsize=size, squeeze=False, layout="constrained")
     for i, env in enumerate(envs):
@@ -431,7 +459,9 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
                     read = np.stack([on_grid(curves[k], f"{prefix}/{metric}", budget) for k in group.index])
                     band(axes, steps, read, colours[arm], label, **options)
                 untrained = np.mean(logged(curves, group.index, f"collapse/{metric}", 0) or math.nan)
-                axes.plot(0, untrained, "D", color=colours[arm], fillstyle="none", label=f"{arm}, untrained", clip_on=False)
+                axes.plot(
+                    0, untrained, "D", color=colours[arm], fillstyle="none", label=f"{arm}, untrained", clip_on=False
+                )
         grid[i][0].set_ylabel(f"{env}\nepisodic return")
         for axes, metric in zip(grid[i][1:], PANELS, strict=True):
             axes.set_ylabel(COLLAPSE[metric])
@@ -597,7 +627,9 @@ def main():
     cache_path.write_text(json.dumps(cache, indent=1) + "\n")
 
     # Each run
-    returns = np.stack([on_grid(curve, "charts/episodic_return", b) for curve, b in zip(curves, runs.budget, strict=True)])
+    returns = np.stack(
+        [on_grid(curve, "charts/episodic_return", b) for curve, b in zip(curves, runs.budget, strict=True)]
+    )
     summary = [summarise(r, b, thresholds[e]) for r, b, e in zip(returns, runs.budget, runs.env, strict=True)]
     runs = pd.concat([runs, pd.DataFrame(summary)], axis=1)
     span = runs.env.map(lambda env: thresholds[env] - randoms[env] if env in usable else math.nan)
@@ -632,13 +664,17 @@ def main():
                     continue
                 if metric == "failed":
                     low, high = failure_interval(d)
-                elif metric == "steps_to_threshold" and not (treated.reached[common].any() or base.reached[common].any()):
+                elif metric == "steps_to_threshold" and not (
+                    treated.reached[common].any() or base.reached[common].any()
+                ):
                     low, high = math.nan, math.nan  # all are censored: that they are equal says nothing
                 else:
                     low, high = mean_interval(d, rng, resamples=args.resamples)
                 p, p_low, p_high = improvement(sign * d) if np.isfinite(low) or len(d) < 2 else (math.nan,) * 3
                 row = {"env": env, "algo": algo, "arm": arm, "metric": metric, "seeds": len(d), "difference": d.mean()}
-                differences.append(row | {"low": low, "high": high, "p_improvement": p, "p_low": p_low, "p_high": p_high})
+                differences.append(
+                    row | {"low": low, "high": high, "p_improvement": p, "p_low": p_low, "p_high": p_high}
+                )
             pair = [x.loc[common, "final"].to_numpy()[:, None] for x in (base, treated)]
             if len(common) > 1:
                 worst = lambda x: cvar(x[..., 0])  # noqa: E731
@@ -652,14 +688,25 @@ def main():
 
     # Curves, compact: mean over seeds with the pointwise interval of the plots
     compact = []
-    tags = ["charts/episodic_return"] + [f"{prefix}/{metric}" for metric in PANELS for prefix in ("collapse", "collapse_null")]
+    tags = ["charts/episodic_return"] + [
+        f"{prefix}/{metric}" for metric in PANELS for prefix in ("collapse", "collapse_null")
+    ]
     for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
         budget = group.budget.iloc[0]
         steps = np.linspace(1 / POINTS, 1, POINTS) * budget
         for tag in tags:
             read = np.stack([on_grid(curves[k], tag, budget) for k in group.index])
             mean, low, high = mean_band(read)
-            frame = {"env": env, "algo": algo, "arm": arm, "tag": tag, "step": steps, "mean": mean, "low": low, "high": high}
+            frame = {
+                "env": env,
+                "algo": algo,
+                "arm": arm,
+                "tag": tag,
+                "step": steps,
+                "mean": mean,
+                "low": low,
+                "high": high,
+            }
             compact.append(pd.DataFrame(frame))
     pd.concat(compact).to_csv(out / "curves.csv", index=False, float_format="%.5g")
 
@@ -668,7 +715,11 @@ def main():
     for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
         for metric in COLLAPSE:
             read = {}
-            for name, tag, at in (("untrained", "collapse", 0), ("trained", "collapse", -1), ("null", "collapse_null", -1)):
+            for name, tag, at in (
+                ("untrained", "collapse", 0),
+                ("trained", "collapse", -1),
+                ("null", "collapse_null", -1),
+            ):
                 values = logged(curves, group.index, f"{tag}/{metric}", at)
                 read[name] = np.mean(values) if values else math.nan
                 if name == "trained":
@@ -687,7 +738,13 @@ def main():
             for claim in ("faster", "better", "more robust"):
                 part = [row for row in rows if row["claim"] == claim]
                 verdicts.append(
-                    (arm, claim, verdict(claim, part) if part and seeds >= VERDICT_SEEDS else "too few seeds", tasks, seeds)
+                    (
+                        arm,
+                        claim,
+                        verdict(claim, part) if part and seeds >= VERDICT_SEEDS else "too few seeds",
+                        tasks,
+                        seeds,
+                    )
                 )
         if "acpg" in arms:
             for control in others:
@@ -703,14 +760,16 @@ def main():
     columns = ["arm", "against", "claim", "measure"]
     frame = pd.DataFrame(aggregates + controls, columns=None if aggregates or controls else columns)
     frame.to_csv(out / "aggregates.csv", index=False, float_format="%.6g")
-    pd.DataFrame(verdicts, columns=["arm", "claim", "verdict", "tasks", "seeds"]).to_csv(out / "verdicts.csv", index=False)
+    pd.DataFrame(verdicts, columns=["arm", "claim", "verdict", "tasks", "seeds"]).to_csv(
+        out / "verdicts.csv", index=False
+    )
     plot_curves(runs, returns, thresholds, colours, out / "curves.png")
     for algo in runs.algo.unique():
         plot_collapse(runs, curves, returns, algo, colours, out / f"collapse_{algo}.png")
 
     # report.md
     text = [
-        f"# Report\n\n{len(runs)} finished runs; environments: {', '.join(envs)}. Made by `python report.py`; docs/benchmark.md"
+        f"# Report\n\n{len(runs)} finished runs; environments: {', '.join(envs)}. Made by `python benchmark/report.py`; docs/benchmark.md"
         " explains every number. Differences are arm minus baseline, paired by seed. Intervals are of 95 % unless another level"
         " is given.\n"
     ]
@@ -720,7 +779,9 @@ def main():
         text.append("\n".join(f"- {run.replace('__', ' ')}: {why}" for run, why in sorted(problems.items())) + "\n")
     counts = cells.seeds.unique()
     if len(counts) > 1:
-        text.append(f"The cells have unequal numbers of seeds ({min(counts)} to {max(counts)}); pairs use the common ones.\n")
+        text.append(
+            f"The cells have unequal numbers of seeds ({min(counts)} to {max(counts)}); pairs use the common ones.\n"
+        )
     if min(counts) < 2:
         text.append("A cell with a single seed has no interval.\n")
     if without := [env for env in envs if thresholds[env] is None]:
@@ -732,7 +793,9 @@ def main():
     if never := [f"{c.env} {c.algo}" for c in base.itertuples() if c.reached == 0]:
         text.append(f"No seed of the baseline reached the reward threshold within the budget: {', '.join(never)}.\n")
     if never := [f"{c.env} {c.algo}" for c in base.itertuples() if c.failure_rate == 1]:
-        text.append(f"**Never learned** by the baseline (every seed ends nearer to the random policy): {', '.join(never)}.\n")
+        text.append(
+            f"**Never learned** by the baseline (every seed ends nearer to the random policy): {', '.join(never)}.\n"
+        )
     text.append("## Verdicts\n")
     if verdicts:
         text.append(
@@ -755,7 +818,9 @@ def main():
         text.append("### Across environments\n")
         if left_out := sorted(set(scores.arm) - set(everywhere)):
             text.append(f"Arms without runs on every task are left out of the last two plots: {', '.join(left_out)}.\n")
-        text.append("![IQM](report/aggregate.png)\n\n![profile](report/profile.png)\n\n![efficiency](report/efficiency.png)\n")
+        text.append(
+            "![IQM](report/aggregate.png)\n\n![profile](report/profile.png)\n\n![efficiency](report/efficiency.png)\n"
+        )
     text.append("## Learning\n\n![learning curves](report/curves.png)\n")
     rows = [
         (
@@ -769,7 +834,17 @@ def main():
         + tuple(map(number, (c.best, c.auc, c.steps_to_threshold, c.reached, c.failure_rate, c.cvar25, c.drawdown)))
         for c in cells.itertuples()
     ]
-    header = ("environment", "algorithm", "arm", "seeds", "final return", "median", "best", "area", "steps to threshold")
+    header = (
+        "environment",
+        "algorithm",
+        "arm",
+        "seeds",
+        "final return",
+        "median",
+        "best",
+        "area",
+        "steps to threshold",
+    )
     text.append(table(rows, (*header, "reached it", "failure rate", "CVaR 25 %", "drawdown")))
     if len(differences):
         text.append("### Differences from the baseline\n")
@@ -782,7 +857,15 @@ def main():
             )
             for d in differences.itertuples()
         ]
-        header = ("environment", "algorithm", "arm", "measure", "pairs", "difference, 95 %", "probability of improvement, 95 %")
+        header = (
+            "environment",
+            "algorithm",
+            "arm",
+            "measure",
+            "pairs",
+            "difference, 95 %",
+            "probability of improvement, 95 %",
+        )
         text.append(table(rows, header))
     text.append("## Collapse\n\nGreedy labels. With two actions the ETF error is 0 whatever happens.\n")
     text += [f"![collapse, {algo}](report/collapse_{algo}.png)\n" for algo in runs.algo.unique()]
@@ -798,7 +881,15 @@ def main():
         + (number(c.null),)
         for c in collapse.itertuples()
     ]
-    header = ("environment", "algorithm", "arm", "metric (at collapse)", "untrained", "trained", "trained, labels permuted")
+    header = (
+        "environment",
+        "algorithm",
+        "arm",
+        "metric (at collapse)",
+        "untrained",
+        "trained",
+        "trained, labels permuted",
+    )
     text.append(table(rows, header))
     text.append("## References\n")
     rows = [(env, number(randoms[env]), number(thresholds[env])) for env in envs]
