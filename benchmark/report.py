@@ -2,9 +2,9 @@
 
     python benchmark/report.py results/sweep
 
-Reads the runs that `benchmark.sh` or the scripts left below the folder (run.json and progress.csv) and writes beside them
-report.md, CSV files with every number, and PNG plots. The arm called `baseline` is what every other arm is compared with.
-docs/benchmark.md explains each number.
+Reads the runs that `benchmark.sh` or the scripts left below the folder (run.json and progress.csv) and writes beside
+them report.md, CSV files with every number, and PNG plots. The arm called `baseline` is what every other arm is
+compared with. docs/benchmark.md explains each number.
 """
 
 import importlib
@@ -49,7 +49,7 @@ COLLAPSE = {
     "mean_weight_cosine": "AC3 cosine of means and weights (1)",
 }
 PANELS = ("alignment", "variability_quotient", "etf_error")
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # for the modules of environments/
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the modules of environments/
 # Okabe and Ito's colours, told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -82,8 +82,8 @@ def read_json(path):
 
 
 def read_runs(folder):
-    """(runs, curves, problems, settings): a table with one row per finished run, its curves by index, what is missing (a
-    dict from the run's folder to why), and each arm's arguments.
+    """(runs, curves, problems, settings): a table with one row per finished run, its curves by index, what is missing
+    (a dict from the run's folder to why), and each arm's arguments.
 
     Ends in one line if there is nothing to read or if runs that are to be compared were made with different settings.
     """
@@ -174,13 +174,13 @@ def reward_threshold(env_id):
             importlib.import_module(module)
         return gym.spec(name).reward_threshold
     except Exception as error:  # importing somebody's module can fail in any way
-        fail(
-            f"the runs' environment {env_id} cannot be found ({' '.join(str(error).split())}); put its module on PYTHONPATH"
-        )
+        why = " ".join(str(error).split())
+        fail(f"the runs' environment {env_id} cannot be found ({why}); put its module on PYTHONPATH")
 
 
 def random_return(args, seed, cache):
-    """Mean return of the uniform random policy, over REFERENCE_EPISODES seeded episodes; measured once per folder and seed.
+    """Mean return of the uniform random policy, over REFERENCE_EPISODES seeded episodes; measured once per folder and
+    seed.
 
     None if those take more than REFERENCE_STEPS steps.
     """
@@ -225,11 +225,11 @@ def summarise(curve, budget, threshold):
 def mean_interval(x, rng, level=0.95, resamples=5000):
     """Interval for the mean of a sample (n,) by the studentised bootstrap (Efron and Tibshirani 1993, section 12.5).
 
-    Unlike the percentile bootstrap, which covers about 90 % at ten values, it holds its level there, on skewed data too. A
-    resample's standard deviation counts as at least SPREAD_FLOOR of the sample's: where one value lies far off, those
-    without it would make the interval tens of times wider, and cover no more (tests/interval_coverage.py).
-    Two or three values, which have next to no resamples, get a t interval, one NaN; a sample without spread has an interval
-    without width.
+    Unlike the percentile bootstrap, which covers about 90 % at ten values, it holds its level there, on skewed data
+    too. A resample's standard deviation counts as at least SPREAD_FLOOR of the sample's: where one value lies far
+    off, those without it would make the interval tens of times wider, and cover no more
+    (studies/interval_coverage.py). Two or three values, which have next to no resamples, get a t interval, one NaN; a
+    sample without spread has an interval without width.
     """
     x = np.asarray(x, dtype=float)
     if len(x) < 2 or not np.isfinite(x).all():
@@ -246,11 +246,12 @@ def mean_interval(x, rng, level=0.95, resamples=5000):
 
 
 def expanded_interval(draws, estimate, n, freedom, level=0.95):
-    """Percentile bootstrap interval (resamples first in `draws`) of a statistic of `n` seeds, widened to hold at small n.
+    """Percentile bootstrap interval (resamples first in `draws`) of a statistic of `n` seeds, widened to hold at
+    small n.
 
-    Its distances from the estimate grow by the factor by which a t interval of so many degrees of freedom, with the unbiased
-    standard deviation, exceeds a normal one with the bootstrap's (after Hesterberg 2015, The American Statistician 69(4),
-    who moves the quantiles instead). tests/interval_coverage.py shows what it covers.
+    Its distances from the estimate grow by the factor by which a t interval of so many degrees of freedom, with the
+    unbiased standard deviation, exceeds a normal one with the bootstrap's (after Hesterberg 2015, The American
+    Statistician 69(4), who moves the quantiles instead). studies/interval_coverage.py shows what it covers.
     """
     tail = (1 - level) / 2
     factor = math.sqrt(n / (n - 1)) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
@@ -261,8 +262,8 @@ def expanded_interval(draws, estimate, n, freedom, level=0.95):
 def failure_interval(differences, level=0.95):
     """Interval for the difference of two paired failure rates, from per-seed differences -1, 0, 1.
 
-    Agresti and Min 2005 (Statistics in Medicine 24): Wald's interval after half a pair more in each of the four cells, since
-    a bootstrap of ten pairs without a difference would have no width.
+    Agresti and Min 2005 (Statistics in Medicine 24): Wald's interval after half a pair more in each of the four
+    cells, since a bootstrap of ten pairs without a difference would have no width.
     """
     n, total, discordant = len(differences) + 2, np.sum(differences), np.sum(np.abs(differences)) + 1
     half = stats.norm.ppf((1 + level) / 2) * math.sqrt(discordant - total**2 / n) / n
@@ -270,7 +271,8 @@ def failure_interval(differences, level=0.95):
 
 
 def improvement(differences, level=0.95):
-    """(p, low, high): probability that a seed does better with the treatment, ties counting half, with Wilson's interval."""
+    """(p, low, high): probability that a seed does better with the treatment, ties counting half, with Wilson's
+    interval."""
     n, wins = len(differences), np.sum(differences > 0) + np.sum(differences == 0) / 2
     low = stats.binomtest(math.floor(wins), n).proportion_ci(level, "wilson").low
     high = stats.binomtest(math.ceil(wins), n).proportion_ci(level, "wilson").high
@@ -298,8 +300,9 @@ def resampled(arrays, rng, resamples):
     return [array[index, np.arange(tasks)] for array in arrays]
 
 
-# The family of aggregate comparisons: claim, name, statistic of (..., seeds, tasks) arrays, sign, which array, and what its
-# interval takes for its degrees of freedom: the seeds of all tasks, of one (worst seeds and spreads vary more), or none.
+# The family of aggregate comparisons: claim, name, statistic of (..., seeds, tasks) arrays, sign, which array, and
+# what its interval takes for its degrees of freedom: the seeds of all tasks, of one (worst seeds and spreads vary
+# more), or none.
 AGGREGATES = [
     ("faster", "area under the curve, IQM", iqm, 1, "auc", "tasks"),
     ("faster", "share of the budget to the threshold, mean", lambda x: x.mean((-2, -1)), -1, "steps", "tasks"),
@@ -320,7 +323,8 @@ AGGREGATES = [
 def aggregate_difference(statistic, kind, base, treated, rng, resamples, level):
     """(difference, low, high) of a statistic of two arrays (seeds, tasks), treated minus base, paired by seed.
 
-    `kind`, see AGGREGATES: "pairs" is the failure rate, whose interval is that of failure_interval, over all tasks' pairs.
+    `kind`, see AGGREGATES: "pairs" is the failure rate, whose interval is that of failure_interval, over all tasks'
+    pairs.
     """
     seeds, tasks = base.shape
     estimate = float(statistic(treated) - statistic(base))
@@ -340,9 +344,9 @@ def verdict(claim, rows):
 def compare_aggregates(scores, arm, rng, resamples, against="baseline"):
     """(rows, tasks, seeds): the aggregate table of one arm against another over the tasks (env, algo) that both have.
 
-    `scores` is the run table with normalised columns. Intervals are those of the whole family together (Bonferroni). All
-    tasks have the same number of pairs, the fewest that any has; one with fewer than VERDICT_SEEDS is left out if another has
-    more.
+    `scores` is the run table with normalised columns. Intervals are those of the whole family together (Bonferroni).
+    All tasks have the same number of pairs, the fewest that any has; one with fewer than VERDICT_SEEDS is left out if
+    another has more.
     """
     both = {}
     for key, group in scores.groupby(["env", "algo"]):
@@ -383,7 +387,8 @@ def style():
 
 
 def mean_band(curves):
-    """(mean, low, high) of the finite ones of `curves` (n, points): pointwise 95 % t interval, NaN from fewer than two."""
+    """(mean, low, high) of the finite ones of `curves` (n, points): pointwise 95 % t interval, NaN from fewer than
+    two."""
     curves = curves[np.isfinite(curves).all(1)]
     mean = curves.mean(0) if len(curves) else np.full(POINTS, math.nan)
     half = stats.t.ppf(0.975, len(curves) - 1) * stats.sem(curves) if len(curves) > 1 else np.full(POINTS, math.nan)
@@ -769,9 +774,9 @@ def main():
 
     # report.md
     text = [
-        f"# Report\n\n{len(runs)} finished runs; environments: {', '.join(envs)}. Made by `python benchmark/report.py`; docs/benchmark.md"
-        " explains every number. Differences are arm minus baseline, paired by seed. Intervals are of 95 % unless another level"
-        " is given.\n"
+        f"# Report\n\n{len(runs)} finished runs; environments: {', '.join(envs)}. Made by `python benchmark/report.py`;"
+        " docs/benchmark.md explains every number. Differences are arm minus baseline, paired by seed. Intervals are of"
+        " 95 % unless another level is given.\n"
     ]
     if problems:
         what = "Their pairs are left out of every comparison, and they do not count as failures to learn"
@@ -799,9 +804,9 @@ def main():
     text.append("## Verdicts\n")
     if verdicts:
         text.append(
-            "Each claim from the intervals of the aggregate table, of 99.17 %: Bonferroni's correction of 95 % for the six "
-            f"comparisons of an arm. With fewer than {VERDICT_SEEDS} seeds there is none; tasks with fewer are left out where "
-            "others have more. All tasks count as many pairs as the one with the fewest.\n"
+            "Each claim from the intervals of the aggregate table, of 99.17 %: Bonferroni's correction of 95 % for "
+            f"the six comparisons of an arm. With fewer than {VERDICT_SEEDS} seeds there is none; tasks with fewer are "
+            "left out where others have more. All tasks count as many pairs as the one with the fewest.\n"
         )
         header = ("arm", "claim", "verdict", "tasks (environment x algorithm)", "seeds")
         text.append(table([(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], header))

@@ -32,7 +32,7 @@ from pathlib import Path
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # for environments such as environments.ideal_cliff:IdealCliffWalking-v0
+sys.path.insert(0, str(ROOT))  # for environments such as environments.ideal_cliff:IdealCliffWalking-v0
 ALGOS = ("ppo", "a2c", "reinforce")
 # environment: step budget and what else the scripts need to be told
 SUITE = {
@@ -127,7 +127,8 @@ class Job:
 
 
 def read_record(folder):
-    """run.json of a run's folder, with the keys that this program reads; empty if there is none, or one of something else."""
+    """run.json of a run's folder, with the keys that this program reads; empty if there is none, or one of something
+    else."""
     try:
         record = json.loads((folder / "run.json").read_text())
         return {key: record[key] for key in ("status", "argv", "script_sha256", "args", "versions")} | record
@@ -230,9 +231,8 @@ def refuse_other_settings(out, jobs):
         budget = budgets.get((own["env_id"], own["exp_name"].partition("_")[0]), str(own["total_timesteps"]))
         same = job is None or (strip(flags) == strip(job.flags) and record["script_sha256"] == digest(job.script))
         if not same or budget != str(own["total_timesteps"]):
-            fail(
-                f"--out {out} holds {path.name}, made with other flags or another script; remove it or choose another folder"
-            )
+            what = f"{path.name}, made with other flags or another script"
+            fail(f"--out {out} holds {what}; remove it or choose another folder")
 
 
 def describe(job):
@@ -405,9 +405,8 @@ def main():
     except BlockingIOError:
         fail(f"--out {args.out}: another sweep is writing there; wait for it or choose another folder")
     if ids := submitted(args.out):
-        fail(
-            f"--out {args.out}: another sweep is writing there, SLURM's jobs {ids}; wait for them or choose another folder"
-        )
+        who = f"another sweep is writing there, SLURM's jobs {ids}"
+        fail(f"--out {args.out}: {who}; wait for them or choose another folder")
     refuse_other_settings(args.out, jobs)
     write_manifest(args.out, jobs, shlex.join(["bash", "benchmark.sh", *sys.argv[1:]]))
     if args.slurm:

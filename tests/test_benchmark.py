@@ -1,4 +1,5 @@
-"""benchmark.sh: what it plans, that a stopped sweep goes on, that failures are said, and the way through to the report."""
+"""benchmark.sh: what it plans, that a stopped sweep goes on, that failures are said, and the way through to the
+report."""
 
 import json
 import os
@@ -194,7 +195,8 @@ def test_an_environment_of_ones_own(tmp_path):
         "import os, sys\n"
         "import gymnasium as gym\n"
         "assert 'ppo_' not in sys.argv[0] or os.environ['OMP_NUM_THREADS'] == '1'\n"
-        "gym.register('Lamp-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=30, reward_threshold=29.0)\n"
+        "made = {'max_episode_steps': 30, 'reward_threshold': 29.0}\n"
+        "gym.register('Lamp-v0', 'gymnasium.envs.classic_control:CartPoleEnv', **made)\n"
     )
     environment = ENV | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "2"}
     command = ["bash", str(ROOT / "benchmark.sh"), "--out", str(tmp_path / "out"), *ONE, "--envs", "lamp:Lamp-v0"]
@@ -213,7 +215,8 @@ def test_a_run_killed_while_it_wrote_its_record(tmp_path):
 
 
 def test_kill_and_go_on(tmp_path):
-    """Killed in the middle of its second run: the first is kept, the orphan left to end or taken over, all is there once."""
+    """Killed in the middle of its second run: the first is kept, the orphan left to end or taken over, all is there
+    once."""
     flags = ("--out", tmp_path, *ONE[:-1], "60000", "--seeds", "1", "2", "--jobs", "1")
     process = start(*flags, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 200

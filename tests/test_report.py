@@ -1,4 +1,5 @@
-"""report.py: its estimators on cases worked by hand, the level of its intervals, and what it says of incomplete sweeps."""
+"""report.py: its estimators on cases worked by hand, the level of its intervals, and what it says of incomplete
+sweeps."""
 
 import json
 import math
@@ -6,13 +7,13 @@ import shutil
 import subprocess
 import sys
 
-import interval_coverage
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
 from scipy import stats
 
+import interval_coverage
 import report
 
 
@@ -141,7 +142,8 @@ def test_the_interval_at_its_edges():
 
 
 def test_an_expanded_interval_is_a_t_interval_where_that_is_right():
-    """For the mean of normal values the bootstrap's quantiles are those of a normal with the biased standard deviation."""
+    """For the mean of normal values the bootstrap's quantiles are those of a normal with the biased standard
+    deviation."""
     x = stats.norm.ppf((np.arange(10) + 0.5) / 10)
     draws = x.mean() + x.std() / np.sqrt(10) * stats.norm.ppf((np.arange(99999) + 0.5) / 99999)
     for level in (0.95, 0.99):
@@ -152,7 +154,8 @@ def test_an_expanded_interval_is_a_t_interval_where_that_is_right():
 
 
 def test_interval_of_a_difference_of_failure_rates():
-    """By hand for ten pairs: all equal, 0 +- 1.96 sqrt(1) / 12; one up, three down, -2/12 +- 1.96 sqrt(5 - 4/12) / 12."""
+    """By hand for ten pairs: all equal, 0 +- 1.96 sqrt(1) / 12; one up, three down, -2/12 +- 1.96 sqrt(5 - 4/12) /
+    12."""
     assert report.failure_interval(np.zeros(10)) == pytest.approx((-1.96 / 12, 1.96 / 12), rel=1e-4)
     low, high = report.failure_interval(np.array([-1, -1, -1, 1, 0, 0, 0, 0, 0, 0]))
     half = 1.959964 * math.sqrt(5 - 4 / 12) / 12

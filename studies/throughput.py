@@ -1,16 +1,16 @@
 """Training throughput against Stable-Baselines3, in alternation on one thread.
 
     pip install stable-baselines3==2.9.2
-    python tests/benchmark_throughput.py
-    python tests/benchmark_throughput.py --algorithm a2c
-    python tests/benchmark_throughput.py --extra=--compile --warmup 102400
-    python tests/benchmark_throughput.py --diagnostics     # what the collapse metrics cost
+    python studies/throughput.py
+    python studies/throughput.py --algorithm a2c
+    python studies/throughput.py --extra=--compile --warmup 102400
+    python studies/throughput.py --diagnostics     # what the collapse metrics cost
 
 Each round starts the two scripts and Stable-Baselines3 at the same hyperparameters (the scripts' defaults, see
-docs/parity.md for the mapping), with our diagnostics and logging on and Stable-Baselines3's logging off. From the end of
-the warm-up on they take turns of .2 s, the others being stopped (SIGSTOP), until the first has finished; steps per second
-are of CPU time. A machine whose speed drifts within seconds so drifts for all of them: where runs one after the other gave
-ratios from 1.6 to 3.2 within one hour, these agree within a few per cent.
+docs/parity.md for the mapping), with our diagnostics and logging on and Stable-Baselines3's logging off. From the end
+of the warm-up on they take turns of .2 s, the others being stopped (SIGSTOP), until the first has finished; steps per
+second are of CPU time. A machine whose speed drifts within seconds so drifts for all of them: where runs one after
+the other gave ratios from 1.6 to 3.2 within one hour, these agree within a few per cent.
 """
 
 import os
@@ -44,7 +44,8 @@ class Args:
     extra: str = ""
     """further flags for the scripts, such as --extra=--compile"""
     diagnostics: bool = False
-    """measure the cost of the collapse metrics instead: at every log entry against never, scaled to the default interval"""
+    """measure the cost of the collapse metrics instead: at every log entry against never, scaled to the default
+    interval"""
     sb3: str = ""
     """(internal) run Stable-Baselines3 once and note its steps in this file"""
 
@@ -150,7 +151,11 @@ def measure_diagnostics(script, args):
         with tempfile.TemporaryDirectory() as folder:
             paths = {i: Path(folder) / str(i) for i in (often_enough, 0)}
             often, never = race(
-                {path: script_command(script, args, path, "--diagnostics-interval", str(i)) for i, path in paths.items()}, args
+                {
+                    path: script_command(script, args, path, "--diagnostics-interval", str(i))
+                    for i, path in paths.items()
+                },
+                args,
             )
         shares.append((never / often - 1) * often_enough / interval)
     print(

@@ -1,10 +1,11 @@
 """Have trained policies collapsed where the optimal actions are known? PPO on gymnasium's tabular environments.
 
-    python tabular.py                                  # five seeds, to results/tabular and results/emergence
-    python tabular.py --envs FrozenLake-v1 --seeds 2 --total-timesteps 20000 --out runs/tabular --tables runs/tabular
+    python studies/tabular.py                          # five seeds, to results/tabular and results/emergence
+    python studies/tabular.py --envs FrozenLake-v1 --seeds 2 --total-timesteps 20000 --out runs/tab --tables runs/tab
 
-Trains `ppo_baseline.py` and `ppo_acpg.py` through benchmark.sh's sweep (resumable), has `evaluate.py` measure every checkpoint on
-all reachable states, labelled by their optimal actions from the transition table, and writes tabular.md and tabular.csv.
+Trains `ppo_baseline.py` and `ppo_acpg.py` through benchmark.sh's sweep (resumable), has `evaluate.py` measure every
+checkpoint on all reachable states, labelled by their optimal actions from the transition table, and writes tabular.md
+and tabular.csv.
 """
 
 import csv
@@ -21,7 +22,7 @@ import tyro
 
 from emergence import AC, interval, judge
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 METRICS = [*AC, "mean_weight_cosine"]
 # At the default learning rate neither script learns these two in the budget. Seed 101 learned CliffWalking at this one.
 FLAGS = {"CliffWalking-v1": "--learning-rate 2.5e-3", "Taxi-v4": "--learning-rate 2.5e-3"}
@@ -35,9 +36,9 @@ class Args:
     """seeds of each arm"""
     total_timesteps: int | None = None
     """steps of every run; default: the sweep's budget for the environment"""
-    out: Path = Path("results/tabular")
+    out: Path = ROOT / "results" / "tabular"
     """folder of the runs"""
-    tables: Path = Path("results/emergence")
+    tables: Path = ROOT / "results" / "emergence"
     """folder of tabular.md and tabular.csv"""
 
 
