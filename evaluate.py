@@ -89,8 +89,9 @@ def load(args):
             f"{path} names the environment {env_id}, whose module would be imported; confirm it with --env-id {env_id}"
         )
     sys.path.append(os.getcwd())  # where the scripts look for modules, too
+    video = {"render_mode": "rgb_array"} if args.video else {}  # which not every environment takes
     try:
-        env = gym.make(env_id, max_episode_steps=limit, render_mode="rgb_array" if args.video else None, **kwargs)
+        env = gym.make(env_id, max_episode_steps=limit, **kwargs, **video)
     except Exception as error:
         fail(f"{path}: its environment {env_id} cannot be made: {' '.join(str(error).split())}")
     try:
