@@ -3,4 +3,4 @@
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 python="${PYTHON:-$here/.venv/bin/python}"
 [ -x "$(command -v "$python")" ] || python=python3
-exec "$python" "$here/benchmark.py" "$@"
+exec "$python" "$here/benchmark/sweep.py" "$@"

@@ -5,15 +5,17 @@
     python evaluate.py runs/LunarLander-v3__ppo_acpg__1 --episodes 100 --video
     python evaluate.py runs/CartPole-v1__ppo_acpg__1 --states states.npy      # the same states for every checkpoint
 
-Plays seeded episodes greedily and by sampling, computes the collapse metrics on a fixed set of distinct states, labelled by
-the optimal action where the environment has a transition table and else by the greedy one, and draws class means, weights and
-activations in the span of the weights. Reads the checkpoints of all six scripts, as data only.
+Plays seeded episodes greedily and by sampling, computes the collapse metrics on a fixed set of distinct states,
+labelled by the optimal action where the environment has a transition table and else by the greedy one, and draws
+class means, weights and activations in the span of the weights. Reads the checkpoints of all six scripts, as data
+only.
 """
 
 import argparse
 import importlib
 import json
 import math
+import os
 import sys
 import warnings
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ import torch
 import tyro
 from scipy import stats
 
+SCRIPTS = [f"{algorithm}_{arm}" for algorithm in ("ppo", "a2c", "reinforce") for arm in ("baseline", "acpg")]
+
 
 @dataclass
 class Args:
@@ -36,9 +40,11 @@ class Args:
     seed: int = 1000
     """seed of the episodes, of the sampling and of the evaluation states"""
     states: str = "random"
-    """evaluation states: `random`, those a uniform random policy meets; `own`, those this policy meets; or a .npy file"""
+    """evaluation states: `random`, those a uniform random policy meets; `own`, those this policy meets; or a .npy
+    file"""
     num_states: int = 2000
-    """states to collect before repeated ones are dropped; where there is a transition table, all its states are taken"""
+    """states to collect before repeated ones are dropped; where there is a transition table, all its states are
+    taken"""
     env_id: str = ""
     """the environment, to be confirmed where its id names a module, which loading it runs"""
     out: str = ""
@@ -52,10 +58,11 @@ def fail(message):
 
 
 def load(args):
-    """(agent, arguments of the run, environment) from a checkpoint; anything else than one ends in one line, and runs nothing.
+    """(agent, arguments of the run, environment) from a checkpoint; anything else than one ends in one line, and runs
+    nothing.
 
-    Only tensors and plain values are unpickled (torch.load's weights_only). An environment id that names a module has to be
-    confirmed by --env-id, since making it imports the module.
+    Only tensors and plain values are unpickled (torch.load's weights_only). An environment id that names a module has
+    to be confirmed by --env-id, since making it imports the module.
     """
     path = args.run / "model.pt" if args.run.is_dir() else args.run
     try:
@@ -69,20 +76,28 @@ def load(args):
     try:
         state, run = checkpoint["agent"], checkpoint["args"]
         env_id, kwargs, limit = run["env_id"], json.loads(run["env_kwargs"]), run["max_episode_steps"]
-        script = ("ppo" if "critic_out.weight" in state else "reinforce") + ("_acpg" if "etf_scale" in run else "_baseline")
+        script = checkpoint["script"]
         finite = all(bool(tensor.isfinite().all()) for tensor in state.values())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         fail(f"{path} is no checkpoint of these scripts ({type(error).__name__}: {error})")
+    if not isinstance(script, str) or script not in SCRIPTS:
+        fail(f"{path} is no checkpoint of these scripts (script: {str(script)[:50]}); train with --save-model")
     if not finite:
         fail(f"{path} holds weights that are not finite; take another checkpoint")
     if not isinstance(env_id, str) or (":" in env_id and args.env_id != env_id):
-        fail(f"{path} names the environment {env_id}, whose module would be imported; confirm it with --env-id {env_id}")
+        fail(
+            f"{path} names the environment {env_id}, whose module would be imported; confirm it with --env-id {env_id}"
+        )
+    sys.path.append(os.getcwd())  # where the scripts look for modules, too
+    video = {"render_mode": "rgb_array"} if args.video else {}  # which not every environment takes
     try:
-        env = gym.make(env_id, max_episode_steps=limit, render_mode="rgb_array" if args.video else None, **kwargs)
+        env = gym.make(env_id, max_episode_steps=limit, **kwargs, **video)
     except Exception as error:
         fail(f"{path}: its environment {env_id} cannot be made: {' '.join(str(error).split())}")
     try:
-        agent = importlib.import_module(script).Agent(env.observation_space, env.action_space, argparse.Namespace(**run))
+        agent = importlib.import_module(script).Agent(
+            env.observation_space, env.action_space, argparse.Namespace(**run)
+        )
         agent.load_state_dict(state)
     except Exception as error:
         fail(f"{path} does not fit {env_id}: {' '.join(str(error).split())[:200]}")
@@ -91,7 +106,8 @@ def load(args):
 
 @torch.no_grad()
 def play(agent, env, episodes, seed, greedy):
-    """(returns, observations met) of seeded episodes: by the agent, greedy or sampling, or without one by random actions."""
+    """(returns, observations met) of seeded episodes: by the agent, greedy or sampling, or without one by random
+    actions."""
     rng, start = np.random.default_rng(seed), int(env.action_space.start)
     returns, met = [], []
     for episode in range(episodes):
@@ -111,7 +127,8 @@ def play(agent, env, episodes, seed, greedy):
 
 
 def transition_tables(table, gamma):
-    """(moves (S, A, S), rewards (S, A)) of a transition table: gamma times the chance of going on, and the mean reward."""
+    """(moves (S, A, S), rewards (S, A)) of a transition table: gamma times the chance of going on, and the mean
+    reward."""
     states, actions = len(table), len(table[0])
     moves, rewards = np.zeros((states, actions, states)), np.zeros((states, actions))
     for s in range(states):
@@ -179,13 +196,15 @@ def labelled_states(args, agent, run, env):
 
 
 def project(weight, num=3):
-    """An orthonormal basis (d, n) of the span of the centred weights (K, d), n = min(K - 1, num): the ETF's own space."""
+    """An orthonormal basis (d, n) of the span of the centred weights (K, d), n = min(K - 1, num): the ETF's own
+    space."""
     centred = weight - weight.mean(0)
     return torch.linalg.svd(centred, full_matrices=False).Vh[: min(len(weight) - 1, num)].T
 
 
 def draw(features, labels, weight, title, path):
-    """Activations, class means and weights on the line (K = 2), plane (3) or in the space (4 and more) of the weights."""
+    """Activations, class means and weights on the line (K = 2), plane (3) or in the space (4 and more) of the
+    weights."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -210,7 +229,9 @@ def draw(features, labels, weight, title, path):
                 mark = {"marker": marker, "s": size, "color": colour, "edgecolor": "black", "zorder": 5}
                 axes.scatter(*([x] for x in (*place, *([0.0] if n == 1 else []))), **mark)
         line = np.stack([np.zeros(n), rows[k]])
-        axes.plot(*np.hstack([line, np.zeros((2, 1))]).T if n == 1 else line.T, color=colour, linewidth=1, label=f"action {k}")
+        axes.plot(
+            *np.hstack([line, np.zeros((2, 1))]).T if n == 1 else line.T, color=colour, linewidth=1, label=f"action {k}"
+        )
     if n == 1:
         axes.set_yticks([])
     else:
@@ -236,11 +257,12 @@ def main():
     result = {"env_id": run["env_id"], "episodes": args.episodes, "seed": args.seed}
     for name, greedy in (("greedy", True), ("sampled", False)):
         returns, _ = play(agent, env, args.episodes, args.seed, greedy)
-        low, high = (
-            stats.t.interval(0.95, len(returns) - 1, returns.mean(), stats.sem(returns)) if np.ptp(returns) else returns[:2]
-        )
+        low, high = returns[:2]
+        if np.ptp(returns):
+            low, high = stats.t.interval(0.95, len(returns) - 1, returns.mean(), stats.sem(returns))
         result[name] = {"mean": returns.mean(), "low": low, "high": high, "returns": returns.tolist()}
-        print(f"{name:8} mean return {returns.mean():.1f} [{low:.1f}, {high:.1f}], 95 % interval over {args.episodes} episodes")
+        interval = f"[{low:.1f}, {high:.1f}], 95 % interval over {args.episodes} episodes"
+        print(f"{name:8} mean return {returns.mean():.1f} {interval}")
     obs, labels, kind = labelled_states(args, agent, run, env)
     with torch.no_grad():
         features = agent.features(torch.as_tensor(obs))
@@ -252,7 +274,9 @@ def main():
     metrics = collapse_metrics(features, labels, weight, bias)
     null = collapse_metrics(features, permuted, weight, bias)
     agreement = (greedy == labels).double().mean().item()
-    print(f"collapse on {len(obs)} states, labels: {kind}; greedy action agrees with the label in {100 * agreement:.1f} %")
+    print(
+        f"collapse on {len(obs)} states, labels: {kind}; greedy action agrees with the label in {100 * agreement:.1f} %"
+    )
     print(f"{'metric':24}{'value':>10}{'labels permuted':>18}")
     for name, value in metrics.items():
         print(f"{name:24}{value:10.4g}{null[name]:18.4g}")
@@ -264,7 +288,9 @@ def main():
     if metrics["classes_present"] >= 2:
         draw(features, labels, weight, f"{run['env_id']} {run['exp_name']} seed {run['seed']}", out / "collapse.png")
     if args.video:
-        recorded = gym.wrappers.RecordVideo(env, str(out / "videos"), episode_trigger=lambda _: True, name_prefix="evaluation")
+        recorded = gym.wrappers.RecordVideo(
+            env, str(out / "videos"), episode_trigger=lambda _: True, name_prefix="evaluation"
+        )
         play(agent, recorded, 1, args.seed, greedy=True)
         recorded.close()
     env.close()

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,10 @@ def test_every_script(script, tmp_path):
     result = json.loads((tmp_path / "evaluation.json").read_text())
     for name in ("greedy", "sampled"):
         returns = result[name]["returns"]
-        assert len(returns) == 3 and result[name]["low"] <= np.mean(returns) == result[name]["mean"] <= result[name]["high"]
+        assert (
+            len(returns) == 3
+            and result[name]["low"] <= np.mean(returns) == result[name]["mean"] <= result[name]["high"]
+        )
         assert all(value == int(value) and 8 <= value <= 500 for value in returns)
     assert "greedy" in result["labels"] and result["agreement"] == 1 and 2 <= result["states"] <= 50
     assert set(result["collapse"]) == set(result["collapse_null"]) and "etf_error" in stdout
@@ -65,7 +69,9 @@ def test_greedy_play_of_a_known_policy():
             return torch.zeros(len(obs), 6)
 
     env = gym.make("probe_envs:Bandit-v0")
-    assert (evaluate.play(Right(), env, 20, 0, greedy=True)[0] == evaluate.play(Right(), env, 20, 0, greedy=False)[0]).all()
+    assert (
+        evaluate.play(Right(), env, 20, 0, greedy=True)[0] == evaluate.play(Right(), env, 20, 0, greedy=False)[0]
+    ).all()
     best = evaluate.play(Right(), env, 200, 0, greedy=True)[0].mean()
     assert evaluate.play(Uniform(), env, 200, 0, greedy=False)[0].mean() < 0.5 * best
 
@@ -77,7 +83,9 @@ def test_what_is_written_is_what_was_measured(tmp_path):
     status, _ = run(tmp_path, "--episodes", 20)
     assert status == 0
     result = json.loads((tmp_path / "evaluation.json").read_text())
-    assert len(set(result["greedy"]["returns"])) == 1 < len(set(result["sampled"]["returns"]))  # nothing is random in it
+    assert (
+        len(set(result["greedy"]["returns"])) == 1 < len(set(result["sampled"]["returns"]))
+    )  # nothing is random in it
     args, env = SimpleNamespace(states="random", seed=1000), gym.make("CliffWalking-v1")
     states, labels, _ = evaluate.labelled_states(args, agent, {"gamma": 0.99}, env)
     with torch.no_grad():
@@ -95,7 +103,9 @@ def test_optimal_labels_of_cliff_walking(tmp_path):
     agent = train("ppo_baseline", "CliffWalking-v1", tmp_path, *flags)
     env = gym.make("CliffWalking-v1")
     args = evaluate.Args(run=tmp_path)
-    states, labels, kind = evaluate.labelled_states(args, agent.agent, {"gamma": 0.99, "env_id": "CliffWalking-v1"}, env)
+    states, labels, kind = evaluate.labelled_states(
+        args, agent.agent, {"gamma": 0.99, "env_id": "CliffWalking-v1"}, env
+    )
     found = dict(zip(states.astype(int).tolist(), labels.tolist(), strict=True))
     assert found[36] == 0 and found[35] == 2  # from the start up, above the goal down
     assert all(found[24 + column] == 1 for column in range(11))  # the row above the cliff
@@ -109,7 +119,9 @@ def test_states_can_be_given(tmp_path):
     train("ppo_acpg", "CartPole-v1", tmp_path, *tiny("ppo_acpg"), "--save-model")
     np.save(tmp_path / "states.npy", np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32).repeat(2, axis=0))
     status, _ = run(tmp_path, "--episodes", 2, "--states", tmp_path / "states.npy", "--out", tmp_path / "out")
-    assert status == 0 and json.loads((tmp_path / "out" / "evaluation.json").read_text())["states"] == 30  # repeated ones once
+    assert (
+        status == 0 and json.loads((tmp_path / "out" / "evaluation.json").read_text())["states"] == 30
+    )  # repeated ones once
     np.save(tmp_path / "wrong.npy", np.zeros((3, 5)))
     for bad in ("wrong.npy", "absent.npy"):
         status, _ = run(tmp_path, "--episodes", 2, "--states", tmp_path / bad, "--out", tmp_path / "out")
@@ -122,6 +134,25 @@ def test_video(tmp_path):
     assert list((tmp_path / "videos").glob("evaluation*.mp4"))
 
 
+def test_a_module_of_ones_own(tmp_path, monkeypatch):
+    """Found in the working directory, as by the scripts, once it is confirmed; the repository's own is found
+    anywhere."""
+    monkeypatch.chdir(tmp_path)
+    Path("lantern.py").write_text(
+        "import gymnasium as gym\n"
+        "gym.register('Lantern-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=30)\n"
+    )
+    for env_id in ("lantern:Lantern-v0", "environments.ideal_cliff:IdealCliffWalking-v0"):
+        command = [sys.executable, ROOT / "ppo_acpg.py", "--env-id", env_id, "--run-dir", "run", "--save-model"]
+        command += tiny("ppo_acpg")
+        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+        command = [sys.executable, str(ROOT / "evaluate.py"), "run", "--episodes", "2"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 1 and f"confirm it with --env-id {env_id}" in result.stderr
+        subprocess.run([*command, "--env-id", env_id], check=True, capture_output=True)
+    assert "optimal" in json.loads(Path("run/evaluation.json").read_text())["labels"]
+
+
 class Malicious:
     def __reduce__(self):
         return (Path.touch, (Path("owned"),))
@@ -132,11 +163,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train("ppo_acpg", "CartPole-v1", tmp_path / "run", *tiny("ppo_acpg"), "--save-model")
     good = torch.load(tmp_path / "run" / "model.pt", weights_only=True)
-    files = {"text": b"not a checkpoint", "empty": b"", "truncated": (tmp_path / "run" / "model.pt").read_bytes()[:2000]}
+    files = {
+        "text": b"not a checkpoint",
+        "empty": b"",
+        "truncated": (tmp_path / "run" / "model.pt").read_bytes()[:2000],
+    }
     files["pickle"] = pickle.dumps(Malicious())
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    torch.save({"agent": Malicious(), "args": good["args"]}, tmp_path / "code")
+    torch.save(good | {"agent": Malicious()}, tmp_path / "code")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign")
     torch.save([1, 2], tmp_path / "list")
     state = {name: torch.full_like(tensor, float("nan")) for name, tensor in good["agent"].items()}
@@ -144,8 +179,25 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, monkeypatch):
     torch.save(good | {"args": good["args"] | {"env_id": "Acrobot-v1"}}, tmp_path / "other")
     torch.save(good | {"args": good["args"] | {"env_id": "probe_envs:Bandit-v0"}}, tmp_path / "module")
     torch.save(good | {"args": good["args"] | {"env_id": "Nonsense-v9"}}, tmp_path / "unknown")
+    for script in ("os", "evaluate", ["ppo_acpg"], None, "ppo_baseline"):  # none that may be imported, or another one's
+        torch.save(good | {"script": script}, tmp_path / f"script {script}")
+    torch.save({key: value for key, value in good.items() if key != "script"}, tmp_path / "script")
     before = snapshot(tmp_path)
-    for name in (*files, "code", "foreign", "list", "nan", "other", "module", "unknown", "absent"):
+    for name in (
+        *files,
+        *(path.name for path in tmp_path.glob("script*")),
+        "code",
+        "foreign",
+        "list",
+        "nan",
+        "other",
+        "module",
+        "unknown",
+        "absent",
+    ):
         status, stdout = run(tmp_path / name)
-        assert isinstance(status, str) and status.startswith("error: ") and "\n" not in status and not stdout, (name, status)
+        assert isinstance(status, str) and status.startswith("error: ") and "\n" not in status and not stdout, (
+            name,
+            status,
+        )
     assert snapshot(tmp_path) == before

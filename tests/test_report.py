@@ -1,4 +1,5 @@
-"""report.py: its estimators on cases worked by hand, the level of its intervals, and what it says of incomplete sweeps."""
+"""report.py: its estimators on cases worked by hand, the level of its intervals, and what it says of incomplete
+sweeps."""
 
 import json
 import math
@@ -6,13 +7,13 @@ import shutil
 import subprocess
 import sys
 
-import interval_coverage
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
 from scipy import stats
 
+import interval_coverage
 import report
 
 
@@ -42,7 +43,7 @@ def write_sweep(folder, seeds=4, envs=("CartPole-v1", "Acrobot-v1"), arms=("base
 
 
 def make_report(folder, *more):
-    command = [sys.executable, str(ROOT / "report.py"), str(folder), "--resamples", "2000", *more]
+    command = [sys.executable, str(ROOT / "benchmark" / "report.py"), str(folder), "--resamples", "2000", *more]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -132,14 +133,17 @@ def test_the_interval_at_its_edges():
     rng = np.random.default_rng(0)
     assert report.mean_interval(np.array([5.0, 5.0, 5.0]), rng) == (5.0, 5.0)
     assert all(math.isnan(x) for x in report.mean_interval(np.array([5.0]), rng))
-    assert report.mean_interval(np.array([1.0, 3.0]), rng) == pytest.approx((2 - 12.7062, 2 + 12.7062), rel=1e-4)  # t of one
+    assert report.mean_interval(np.array([1.0, 3.0]), rng) == pytest.approx(
+        (2 - 12.7062, 2 + 12.7062), rel=1e-4
+    )  # t of one
     low, high = report.mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 6.0]), rng)
     wide = report.mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 6.0]), rng, level=0.99)
     assert wide[0] < low < 3.2 < high < wide[1]
 
 
 def test_an_expanded_interval_is_a_t_interval_where_that_is_right():
-    """For the mean of normal values the bootstrap's quantiles are those of a normal with the biased standard deviation."""
+    """For the mean of normal values the bootstrap's quantiles are those of a normal with the biased standard
+    deviation."""
     x = stats.norm.ppf((np.arange(10) + 0.5) / 10)
     draws = x.mean() + x.std() / np.sqrt(10) * stats.norm.ppf((np.arange(99999) + 0.5) / 99999)
     for level in (0.95, 0.99):
@@ -150,7 +154,8 @@ def test_an_expanded_interval_is_a_t_interval_where_that_is_right():
 
 
 def test_interval_of_a_difference_of_failure_rates():
-    """By hand for ten pairs: all equal, 0 +- 1.96 sqrt(1) / 12; one up, three down, -2/12 +- 1.96 sqrt(5 - 4/12) / 12."""
+    """By hand for ten pairs: all equal, 0 +- 1.96 sqrt(1) / 12; one up, three down, -2/12 +- 1.96 sqrt(5 - 4/12) /
+    12."""
     assert report.failure_interval(np.zeros(10)) == pytest.approx((-1.96 / 12, 1.96 / 12), rel=1e-4)
     low, high = report.failure_interval(np.array([-1, -1, -1, 1, 0, 0, 0, 0, 0, 0]))
     half = 1.959964 * math.sqrt(5 - 4 / 12) / 12
@@ -245,9 +250,14 @@ def test_everything_is_written(tmp_path):
         assert own.value.iloc[0] == 1 and own.value.iloc[-1] == 0 and (np.diff(own.value) <= 0).all()
     curves = pd.read_csv(tmp_path / "report" / "curves.csv")
     last = curves[(curves.env == "CartPole-v1") & (curves.tag == "charts/episodic_return") & (curves.step == 10000)]
-    ends = [pd.read_csv(path)["charts/episodic_return"].iloc[-1] for path in sorted(tmp_path.glob("runs/CartPole*acpg*/*.csv"))]
+    ends = [
+        pd.read_csv(path)["charts/episodic_return"].iloc[-1]
+        for path in sorted(tmp_path.glob("runs/CartPole*acpg*/*.csv"))
+    ]
     known = stats.ttest_1samp(ends, 0).confidence_interval(0.95)
-    assert last[last.arm == "acpg"][["mean", "low", "high"]].to_numpy()[0] == pytest.approx([np.mean(ends), *known], rel=1e-3)
+    assert last[last.arm == "acpg"][["mean", "low", "high"]].to_numpy()[0] == pytest.approx(
+        [np.mean(ends), *known], rel=1e-3
+    )
     efficiency = pd.read_csv(tmp_path / "report" / "efficiency.csv")
     assert (efficiency.groupby("arm").value.last() > efficiency.groupby("arm").value.first()).all()
     references = json.loads((tmp_path / "references.json").read_text())
@@ -266,7 +276,9 @@ def test_failures_and_censored_steps(tmp_path):
     assert make_report(tmp_path).returncode == 0
     frame = pd.read_csv(tmp_path / "report" / "differences.csv").set_index("metric")
     assert frame.difference["failed"] == -1 and frame.p_improvement["failed"] == 1
-    assert frame.low["failed"] == -1 and frame.high["failed"] == pytest.approx((-3 + 1.96 * math.sqrt(4 - 9 / 5)) / 5, rel=1e-2)
+    assert frame.low["failed"] == -1 and frame.high["failed"] == pytest.approx(
+        (-3 + 1.96 * math.sqrt(4 - 9 / 5)) / 5, rel=1e-2
+    )
     assert frame.difference["steps_to_threshold"] == 0 and math.isnan(frame.low["steps_to_threshold"])
     frame = pd.read_csv(tmp_path / "report" / "aggregates.csv").set_index("measure")
     assert math.isnan(frame.low["share of the budget to the threshold, mean"]) and frame.low["final return, IQM"] > 0
@@ -393,7 +405,9 @@ def test_mixed_settings_are_refused(tmp_path, change, word):
     assert not (tmp_path / "report.md").exists()
 
 
-@pytest.mark.parametrize("key, value", [("total_timesteps", 20000), ("max_episode_steps", 100), ("env_kwargs", '{"a": 1}')])
+@pytest.mark.parametrize(
+    "key, value", [("total_timesteps", 20000), ("max_episode_steps", 100), ("env_kwargs", '{"a": 1}')]
+)
 def test_arms_that_do_not_compare_are_refused(tmp_path, key, value):
     write_sweep(tmp_path, seeds=2, arms=("baseline",))
     write_run(tmp_path, arm="acpg", args={key: value})

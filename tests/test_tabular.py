@@ -33,13 +33,26 @@ def test_table():
 
 def test_end_to_end(tmp_path):
     """Two seeds: every run is evaluated on exact labels, and running again trains nothing."""
-    flags = ["--seeds", "2", "--total-timesteps", "1024", "--out", str(tmp_path / "runs"), "--tables", str(tmp_path / "t")]
-    command = [sys.executable, str(ROOT / "tabular.py"), "--envs", "FrozenLake-v1", *flags]
-    first, second = (subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path) for _ in range(2))
+    flags = [
+        "--seeds",
+        "2",
+        "--total-timesteps",
+        "1024",
+        "--out",
+        str(tmp_path / "runs"),
+        "--tables",
+        str(tmp_path / "t"),
+    ]
+    command = [sys.executable, str(ROOT / "studies" / "tabular.py"), "--envs", "FrozenLake-v1", *flags]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path) for _ in range(2)
+    )
     assert "4 runs, 0 of them finished before" in first.stdout and "4 runs, 4 of them finished before" in second.stdout
     with open(tmp_path / "t" / "tabular.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["arm"], row["seed"]) for row in rows] == [(arm, seed) for arm in ("baseline", "acpg") for seed in ("1", "2")]
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        (arm, seed) for arm in ("baseline", "acpg") for seed in ("1", "2")
+    ]
     assert {row["states"] for row in rows} == {"10"}  # of 11 states that are not terminal one is tied
     assert all(0 <= float(row["greedy_is_optimal"]) <= 1 for row in rows)
     with open(tmp_path / "runs" / "runs" / "FrozenLake-v1__ppo_acpg__1" / "progress.csv") as file:
@@ -57,7 +70,7 @@ def test_end_to_end(tmp_path):
     ],
 )
 def test_bad_input(flags, what, tmp_path):
-    command = [sys.executable, str(ROOT / "tabular.py"), "--out", str(tmp_path / "runs"), *flags]
+    command = [sys.executable, str(ROOT / "studies" / "tabular.py"), "--out", str(tmp_path / "runs"), *flags]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode and what in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists()

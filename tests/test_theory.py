@@ -82,14 +82,17 @@ def test_a_tie_sits_midway_at_small_scale(scale):
 
 def test_a_tie_breaks_at_large_scale_and_never_collapses():
     """It picks one of the two and tends to 30 degrees from it."""
-    angles = {scale: sorted(theory.angle(best((1, 1, 0), scale), ETF[3][i]) for i in (0, 1)) for scale in (3.0, 30.0, 300.0)}
+    angles = {
+        scale: sorted(theory.angle(best((1, 1, 0), scale), ETF[3][i]) for i in (0, 1)) for scale in (3.0, 30.0, 300.0)
+    }
     assert all(low < 59 < high for low, high in angles.values())
     assert angles[300.0][0] == pytest.approx(30, abs=0.5)
     assert abs(angles[30.0][0] - 30) > abs(angles[300.0][0] - 30)
 
 
 def test_a_spurious_local_maximum():
-    """A = (1, .99, 0, -1) at scale 3: besides the optimum a strict local maximum whose greedy action is the second best."""
+    """A = (1, .99, 0, -1) at scale 3: besides the optimum a strict local maximum whose greedy action is the second
+    best."""
     minima, values = theory.solve_state(ETF[4], 3.0, gaps(1, 0.99, 0, -1), starts=30)
     greedy = [int((ETF[4] @ h).argmax()) for h in minima]
     assert greedy[0] == 0 and 1 in greedy and values[greedy.index(1)] > values[0] + 1e-6
@@ -97,13 +100,16 @@ def test_a_spurious_local_maximum():
     rng = np.random.default_rng(0)
     for _ in range(50):  # strict: every step along the sphere is worse
         step = stuck + 1e-2 * torch.tensor(rng.normal(size=6))
-        shown = ETF[4].T @ torch.linalg.pinv(ETF[4].T) @ step  # its part that the layer sees, which is what has a maximum
+        shown = (
+            ETF[4].T @ torch.linalg.pinv(ETF[4].T) @ step
+        )  # its part that the layer sees, which is what has a maximum
         near = theory.log_regret(3.0 * ETF[4] @ (shown / shown.norm()), gaps(1, 0.99, 0, -1)).item()
         assert near > values[greedy.index(1)]
 
 
 def test_the_order_of_the_actions_is_kept():
-    """At the maximum the logits are in the order of the advantages, so greedy is optimal even where nothing collapses."""
+    """At the maximum the logits are in the order of the advantages, so greedy is optimal even where nothing
+    collapses."""
     rng = np.random.default_rng(0)
     for _ in range(8):
         advantages, scale = rng.uniform(-1, 1, size=5), rng.uniform(0.2, 8)
@@ -123,7 +129,8 @@ def test_the_maximum_lies_on_the_sphere(scale):
 @pytest.mark.parametrize("imbalance", [1.0, 20.0])
 @pytest.mark.parametrize("layer", ["etf", "learned"])
 def test_many_states_under_likelihood(layer, imbalance):
-    """A fixed ETF collapses exactly under any imbalance; a learned layer too if classes are balanced, and not otherwise."""
+    """A fixed ETF collapses exactly under any imbalance; a learned layer too if classes are balanced, and not
+    otherwise."""
     states = theory.draw_gaps(40, K, imbalance, seed=0)
     h, weight, _ = theory.solve_jointly(layer, 2.0, states, "likelihood", 6, steps=3000)
     labels = states.argmin(-1)
@@ -169,27 +176,47 @@ def test_a_box_cannot_align():
 
 
 def test_relu_features_cannot_express_every_action():
-    """With h >= 0 and d = K - 1 some orientations of the ETF have an action that is greedy nowhere; with d = 64 none has."""
+    """With h >= 0 and d = K - 1 some orientations of the ETF have an action that is greedy nowhere; with d = 64 none
+    has."""
 
     def expressible(weight, action):
-        others = np.delete(weight, action, axis=0) - weight[action]  # (w_b - w_a) . h <= -t, maximise t, h >= 0, sum h = 1
+        others = (
+            np.delete(weight, action, axis=0) - weight[action]
+        )  # (w_b - w_a) . h <= -t, maximise t, h >= 0, sum h = 1
         k, d = weight.shape
         bounds = np.hstack([others, np.ones((k - 1, 1))])
-        result = linprog([0] * d + [-1], bounds, np.zeros(k - 1), [[1] * d + [0]], [1], [(0, None)] * d + [(None, None)])
+        result = linprog(
+            [0] * d + [-1], bounds, np.zeros(k - 1), [[1] * d + [0]], [1], [(0, None)] * d + [(None, None)]
+        )
         return -result.fun > 1e-9
 
     missing = {}
     for dim in (3, 64):
-        layers = [theory.simplex_etf(4, dim, torch.Generator().manual_seed(seed)).double().numpy() for seed in range(30)]
+        layers = [
+            theory.simplex_etf(4, dim, torch.Generator().manual_seed(seed)).double().numpy() for seed in range(30)
+        ]
         missing[dim] = sum(not all(expressible(weight, action) for action in range(4)) for weight in layers)
     assert missing[3] > 3 and missing[64] == 0
 
 
 def test_the_command(tmp_path):
     """The table has a line for every scale, with the angles known for these advantages, and the figure is written."""
-    command = [sys.executable, str(ROOT / "theory.py"), "--scales", "0.1", "1", "10", "--states", "4", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "studies" / "theory.py"),
+        "--scales",
+        "0.1",
+        "1",
+        "10",
+        "--states",
+        "4",
+        "--out",
+        str(tmp_path),
+    ]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
     found = {line[0]: line for line in lines if line[0] in ("0.1", "1", "10")}
     assert {scale: line[3] for scale, line in found.items()} == {"0.1": "44.44", "1": "21.86", "10": "3.74"}
     assert all(float(line[5]) < 0.01 for line in found.values())  # likelihood collapses
@@ -201,14 +228,14 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     "flags, what",
     [
-        (["--advantages", "1"], "at least 2 actions"),
+        (["--advantages", "1"], "suits 2 to 9 actions, not 1"),
         (["--feature-dim", "2"], "--feature-dim"),
         (["--scales", "0"], "--scales"),
         (["--states", "2"], "--states"),
     ],
 )
 def test_bad_input(flags, what, tmp_path):
-    command = [sys.executable, str(ROOT / "theory.py"), "--out", str(tmp_path / "out"), *flags]
+    command = [sys.executable, str(ROOT / "studies" / "theory.py"), "--out", str(tmp_path / "out"), *flags]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1 and what in result.stderr and result.stderr.count("\n") == 1
     assert not list(tmp_path.glob("out/*"))

@@ -1,14 +1,16 @@
 """Parity of the baselines with Stable-Baselines3 at equal hyperparameters: the runs behind docs/parity.md.
 
     pip install stable-baselines3==2.9.2 scipy==1.17.1
-    python tests/parity_sb3.py
+    python studies/parity.py
 
-Runs land in runs/parity/ and are kept: a finished run is not repeated. Prints markdown. The mapping of the
-hyperparameters and the margins, which were fixed before the runs, are explained in docs/parity.md.
+Runs land in runs/parity/ and are kept: a run finished by the same script is not repeated. Prints markdown. The
+mapping of the hyperparameters and the margins, which were fixed before the runs, are explained in docs/parity.md.
 """
 
 import csv
+import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -48,6 +50,16 @@ class Comparison:
     def steps(self):
         return self.rollouts * self.num_envs * self.num_steps
 
+    @property
+    def log_interval(self):
+        """Rollouts per window of the learning curve, of which there are at most 200."""
+        return math.ceil(self.rollouts / 200)
+
+    def window_ends(self):
+        """The last step of each window; the last window may be a shorter one."""
+        ends = np.append(np.arange(self.log_interval, self.rollouts, self.log_interval), self.rollouts)
+        return ends * self.num_envs * self.num_steps
+
 
 PPO = {"n_epochs": 4, "vf_coef": 0.25}
 ZOO_CARTPOLE = "--no-clip-vloss --num-minibatches 1 --update-epochs 20 --gamma 0.98 --gae-lambda 0.8 --ent-coef 0"
@@ -64,7 +76,7 @@ COMPARISONS = [
         seeds=12,
     ),
     Comparison(
-        *("A2C", "a2c", "CartPole-v1", 5000, 8, 5, 7e-4, "--log-interval 25"),
+        *("A2C", "a2c", "CartPole-v1", 5000, 8, 5, 7e-4, ""),
         {"vf_coef": 0.5, "ent_coef": 0.01},
         seeds=30,
         anneal=False,
@@ -113,7 +125,9 @@ def run_sb3(comparison, seed, path):
         episodes = []
 
         def _on_step(self):
-            self.episodes += [(self.num_timesteps, info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info]
+            self.episodes += [
+                (self.num_timesteps, info["episode"]["r"]) for info in self.locals["infos"] if "episode" in info
+            ]
             return True
 
     rate = comparison.learning_rate
@@ -151,10 +165,7 @@ def curve_sb3(comparison, seed):
         run([sys.executable, __file__, "--sb3", f"{COMPARISONS.index(comparison)}:{seed}:{temporary}"])
         temporary.replace(path)
     steps, values = np.array(json.loads(path.read_text())).T
-    # our scripts log every so many rollouts, and write a row wherever a grid of 199 steps has been passed by then
-    logged = comparison.num_envs * comparison.num_steps * (25 if comparison.algorithm == "a2c" else 1)
-    ends = np.arange(logged, comparison.steps + 1, logged)
-    ends = ends[np.diff(ends * 199 // comparison.steps, prepend=0) > 0]
+    ends = comparison.window_ends()
     window = np.searchsorted(ends, steps)
     return np.array([values[window == i].mean() if (window == i).any() else np.nan for i in range(len(ends))])
 
@@ -162,17 +173,22 @@ def curve_sb3(comparison, seed):
 def curve_ours(comparison, seed):
     path = folder(f"{comparison.algorithm}_baseline", comparison, seed)
     try:
-        finished = json.loads((path / "run.json").read_text())["status"] == "finished"
+        record = json.loads((path / "run.json").read_text())
+        digest = hashlib.sha256((ROOT / f"{comparison.algorithm}_baseline.py").read_bytes()).hexdigest()
+        finished = record["status"] == "finished" and record["script_sha256"] == digest
     except OSError:
         finished = False
     if not finished:
         command = [sys.executable, str(ROOT / f"{comparison.algorithm}_baseline.py"), "--env-id", comparison.env_id]
         command += ["--seed", str(seed), "--learning-rate", str(comparison.learning_rate), "--run-dir", str(path)]
         command += ["--total-timesteps", str(comparison.steps), "--num-envs", str(comparison.num_envs)]
+        command += ["--log-interval", str(comparison.log_interval)]
         command += ["--num-steps", str(comparison.num_steps), "--anneal-lr" if comparison.anneal else "--no-anneal-lr"]
         run([*command, *comparison.flags.split()])
     with open(path / "progress.csv") as file:
-        values = [row["charts/episodic_return"] for row in csv.DictReader(file)][1:]
+        rows = [row for row in csv.DictReader(file) if row["global_step"] != "0"]  # which is the untrained network's
+    assert [int(row["global_step"]) for row in rows] == comparison.window_ends().tolist()
+    values = [row["charts/episodic_return"] for row in rows]
     return np.array([float(value) if value else np.nan for value in values])
 
 
@@ -192,17 +208,25 @@ def main():
             ]
             for comparison in COMPARISONS
         ]
-    print("| comparison | environment, steps, lr | seeds | measure | ours | SB3 | difference, 95 % | margin | verdict |")
+    print(
+        "| comparison | environment, steps, lr | seeds | measure | ours | SB3 | difference, 95 % | margin | verdict |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for comparison, curves in zip(COMPARISONS, futures, strict=True):
         curves = [[future.result() for future in row] for row in curves]
         assert {len(curve) for row in curves for curve in row} == {len(curves[0][0])}  # both in the same windows
         for measure, part in (("auc", 1.0), ("final", 0.1)):
-            ours, theirs = (np.array([np.nanmean(curve[-round(part * len(curve)) :]) for curve in row]) for row in curves)
+            ours, theirs = (
+                np.array([np.nanmean(curve[-round(part * len(curve)) :]) for curve in row]) for row in curves
+            )
             interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
             margin = MARGINS[comparison.env_id][measure]
             inside = max(abs(interval.low), abs(interval.high)) < margin
-            cells = [comparison.name, f"{comparison.env_id}, {comparison.steps:,}, {comparison.learning_rate}", str(len(ours))]
+            cells = [
+                comparison.name,
+                f"{comparison.env_id}, {comparison.steps:,}, {comparison.learning_rate}",
+                str(len(ours)),
+            ]
             cells += [measure, *(f"{x.mean():.1f} (sd {x.std(ddof=1):.1f})" for x in (ours, theirs))]
             cells += [f"{ours.mean() - theirs.mean():+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]", str(margin)]
             verdict = "equivalent" if inside else "not decided" if interval.low < 0 < interval.high else "different"

@@ -31,7 +31,8 @@ from pathlib import Path
 
 import tyro
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # for environments such as environments.ideal_cliff:IdealCliffWalking-v0
 ALGOS = ("ppo", "a2c", "reinforce")
 # environment: step budget and what else the scripts need to be told
 SUITE = {
@@ -95,7 +96,9 @@ class Job:
     def record(self):
         """run.json of the finished run with these settings and this script, or None."""
         record = read_record(self.path)
-        same = record.get("status") == "finished" and record["argv"][:-2] == list(self.flags)  # then --run-dir, which may move
+        same = record.get("status") == "finished" and record["argv"][:-2] == list(
+            self.flags
+        )  # then --run-dir, which may move
         return record if same and record["script_sha256"] == digest(self.script) else None
 
     def run(self):
@@ -110,7 +113,9 @@ class Job:
                 with open(log, "w") as file:
                     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
                     options = {"stdout": file, "stderr": subprocess.STDOUT, "pass_fds": [lock.fileno()]}
-                    status = subprocess.run(self.command, env=environment, stdin=subprocess.DEVNULL, check=False, **options)
+                    status = subprocess.run(
+                        self.command, env=environment, stdin=subprocess.DEVNULL, check=False, **options
+                    )
                     if status.returncode:  # below zero: the signal that ended it, such as -9 where memory ran out
                         file.seek(0, os.SEEK_END)
                         file.write(f"exit status {status.returncode}\n")
@@ -122,7 +127,8 @@ class Job:
 
 
 def read_record(folder):
-    """run.json of a run's folder, with the keys that this program reads; empty if there is none, or one of something else."""
+    """run.json of a run's folder, with the keys that this program reads; empty if there is none, or one of something
+    else."""
     try:
         record = json.loads((folder / "run.json").read_text())
         return {key: record[key] for key in ("status", "argv", "script_sha256", "args", "versions")} | record
@@ -169,9 +175,13 @@ def plan(args):
         name, _, rest = arm.partition("=")
         base, _, flags = rest.partition(":") if rest else (name, "", "")
         if base not in ("baseline", "acpg") or not re.fullmatch(r"[\w.-]+", name):
-            fail(f"--arms {arm}: an arm is baseline, acpg, or NAME=BASE:FLAGS such as random=acpg:--action-layer=random")
+            fail(
+                f"--arms {arm}: an arm is baseline, acpg, or NAME=BASE:FLAGS such as random=acpg:--action-layer=random"
+            )
         if name in ("baseline", "acpg") and rest:
-            fail(f"--arms {arm}: {name} is the script as it is; choose another name, or --extra for flags of all scripts")
+            fail(
+                f"--arms {arm}: {name} is the script as it is; choose another name, or --extra for flags of all scripts"
+            )
         if name in arms:
             fail(f"--arms {arm}: {name} is named twice")
         arms[name] = (base, split("--arms", flags, OWN_FLAGS + SHARED_FLAGS))
@@ -221,7 +231,8 @@ def refuse_other_settings(out, jobs):
         budget = budgets.get((own["env_id"], own["exp_name"].partition("_")[0]), str(own["total_timesteps"]))
         same = job is None or (strip(flags) == strip(job.flags) and record["script_sha256"] == digest(job.script))
         if not same or budget != str(own["total_timesteps"]):
-            fail(f"--out {out} holds {path.name}, made with other flags or another script; remove it or choose another folder")
+            what = f"{path.name}, made with other flags or another script"
+            fail(f"--out {out} holds {what}; remove it or choose another folder")
 
 
 def describe(job):
@@ -230,7 +241,7 @@ def describe(job):
 
 def one_command(job):
     """The job as a shell command that runs it once, whoever else tries to."""
-    return shlex.join([sys.executable, str(ROOT / "benchmark.py"), "--one", str(job.path), job.script, *job.flags])
+    return shlex.join([sys.executable, str(Path(__file__).resolve()), "--one", str(job.path), job.script, *job.flags])
 
 
 def write_manifest(out, jobs, command=None):
@@ -246,7 +257,12 @@ def write_manifest(out, jobs, command=None):
     cpu = platform.processor()
     with contextlib.suppress(OSError, AttributeError):
         cpu = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
-    manifest |= {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
+    manifest |= {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
     manifest["packages"] = {name: metadata.version(name) for name in ("gymnasium", "numpy", "torch", "tyro")}
     manifest["commands"] = list(dict.fromkeys([*manifest.get("commands", []), *([command] if command else [])]))
     runs = manifest.setdefault("runs", {})
@@ -274,7 +290,8 @@ def sweep(args, jobs):
     steps = {job: int(job.value("--total-timesteps")) for job in jobs}
     todo = [job for job in jobs if job.record is None]
     print(
-        f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished before, {args.jobs} at a time, into {args.out}", flush=True
+        f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished before, {args.jobs} at a time, into {args.out}",
+        flush=True,
     )
     start, failed, done, done_steps = time.monotonic(), [], len(jobs) - len(todo), 0
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -315,7 +332,7 @@ def submit(args, jobs):
     tasks = min(len(jobs), 1000)  # SLURM's default MaxArraySize is 1001; beyond that a task takes several commands
     task = f'awk "NR % {tasks} == $SLURM_ARRAY_TASK_ID % {tasks}" {shlex.quote(str(commands))}'
     task += ' | { status=0; while read -r line; do bash -c "$line" </dev/null || status=1; done; exit $status; }'
-    report = shlex.join([sys.executable, str(ROOT / "benchmark.py"), "--finish", str(args.out.resolve())])
+    report = shlex.join([sys.executable, str(Path(__file__).resolve()), "--finish", str(args.out.resolve())])
     common = ["sbatch", "--parsable", "--ntasks=1", "--cpus-per-task=1", *split("--slurm-args", args.slurm_args)]
     logs = str(args.out.resolve() / "logs" / "slurm-%A_%a.out")
     array = [*common, f"--array=1-{tasks}", "--job-name=acpg", f"--output={logs}", f"--wrap={task}"]
@@ -351,7 +368,7 @@ def finish(out):
 
 
 def write_report(out):
-    return subprocess.run([sys.executable, str(ROOT / "report.py"), str(out)], check=False).returncode
+    return subprocess.run([sys.executable, str(ROOT / "benchmark" / "report.py"), str(out)], check=False).returncode
 
 
 def main():
@@ -388,7 +405,8 @@ def main():
     except BlockingIOError:
         fail(f"--out {args.out}: another sweep is writing there; wait for it or choose another folder")
     if ids := submitted(args.out):
-        fail(f"--out {args.out}: another sweep is writing there, SLURM's jobs {ids}; wait for them or choose another folder")
+        who = f"another sweep is writing there, SLURM's jobs {ids}"
+        fail(f"--out {args.out}: {who}; wait for them or choose another folder")
     refuse_other_settings(args.out, jobs)
     write_manifest(args.out, jobs, shlex.join(["bash", "benchmark.sh", *sys.argv[1:]]))
     if args.slurm:

@@ -1,26 +1,32 @@
 """Does Action Collapse emerge, and does the ETF induce it? An ideal tabular environment, trained by policy gradient.
 
-    python emergence.py                                      # every cell, 20 seeds, to results/emergence
-    python emergence.py --cells ideal "entropy bonus" --seeds 5 --steps 2000 --out runs/emergence
-    python ppo_acpg.py --env-id emergence:IdealCliffWalking-v0 --feature-constraint ball --etf-scale 5
+    python studies/emergence.py                              # every cell, 20 seeds, to results/emergence
+    python studies/emergence.py --cells ideal "entropy bonus" --seeds 5 --steps 2000 --out runs/emergence
 
-The environment is ideal in the paper's sense (Zhou et al. 2025): discrete, every state explored, every action optimal in
-equally many states, states uniformly distributed, optima unique. The script trains a policy (one-hot state, tanh layer,
-linear layer into the unit ball, action-selection layer) by the exact policy gradient, with exact values, and measures AC1 to
-AC3 against the true optimal actions. Each cell takes one of the conditions away. docs/action_collapse.md has the definitions.
+The environment, environments/ideal_cliff.py, is ideal in the paper's sense (Zhou et al. 2025): discrete, every state
+explored, every action optimal in equally many states, states uniformly distributed, optima unique. The script trains
+a policy (one-hot state, tanh layer, linear layer into the unit ball, action-selection layer) by the exact policy
+gradient, with exact values, and measures AC1 to AC3 against the true optimal actions. Each cell takes one of the
+conditions away. docs/action_collapse.md has the definitions.
 """
 
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
 import tyro
 from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from environments.ideal_cliff import IdealCliffWalking  # noqa: E402
+from evaluate import optimal_actions, optimal_values, transition_tables  # noqa: E402
+from ppo_acpg import collapse_metrics, simplex_etf  # noqa: E402
 
 # Cells: the ideal setting, and each with one condition taken away
 CELLS = {
@@ -34,7 +40,8 @@ CELLS = {
     "weight decay instead": {"bound": "none", "decay": 1e-3},
     "sampled gradient": {"sampled": True},
     "tanh box": {"bound": "tanh"},
-    # and one condition more: what theory asks for, equal advantages of all wrong actions, or imitation of the optimal one
+    # and one condition more: what theory asks for, equal advantages of all wrong actions, or imitation of the optimal
+    # one
     "equal gaps": {"inward": "falls"},
     "imitation": {"imitate": True},
 }
@@ -42,7 +49,6 @@ LAYERS = {"learned": 64, "etf": 64, "random": 64, "random, d = 4": 4}  # and the
 # What counts as collapse. With permuted labels they read .3 to .7, 1 to 19, and .66 to .89 (results/emergence).
 THRESHOLDS = {"alignment": 0.99, "variability_quotient": 0.01, "etf_error": 0.05}
 AC = {"alignment": "AC1", "variability_quotient": "AC2", "etf_error": "AC3"}
-STEP, FALL, EXIT = 0.0, -1.0, 1.0  # rewards
 
 
 @dataclass
@@ -63,189 +69,8 @@ class Args:
     """discount factor"""
     samples: int = 64
     """state-action pairs per step, where the gradient is sampled"""
-    out: Path = Path("results/emergence")
+    out: Path = ROOT / "results" / "emergence"
     """folder of the tables and figures"""
-
-
-class IdealCliffWalking(gym.Env):
-    """Four piers in a sea, one for each action: walking outward along the pier leads off it, to the exit.
-
-    A pier is a row of `length` cells pointing up, right, down or left. The outward step from its last cell pays 1 and ends
-    the episode; the inward step goes one cell back (from the first cell: stays), or, if `inward` is "falls", into the sea;
-    sideways is the sea, which pays -1 and ends it. So the outward action is the only optimal one everywhere, each in
-    `length` states. Episodes start in a state drawn uniformly; with --max-episode-steps 1 every step does, and the
-    distribution of states is exactly uniform. `lengths` gives the piers different lengths; `corners` adds one cell between
-    each two neighbouring piers from which both their outward actions lead to an exit: its optimum is tied. Observations
-    are Discrete, actions 0 up, 1 right, 2 down, 3 left. `P` is the transition table as gymnasium's toy-text
-    environments have it.
-    """
-
-    metadata = {"render_modes": []}
-
-    def __init__(self, length=4, lengths=None, corners=False, inward="back"):
-        lengths = tuple(lengths) if lengths else (length,) * 4
-        cells = [(pier, k) for pier, n in enumerate(lengths) for k in range(n)]
-        index = {cell: i for i, cell in enumerate(cells)}
-        self.terminal = len(cells) + (4 if corners else 0)
-        self.P = {}
-        for (pier, k), i in index.items():
-            self.P[i] = {}
-            for action in range(4):
-                if action == pier:
-                    last = k == lengths[pier] - 1
-                    step = (self.terminal, EXIT, True) if last else (index[pier, k + 1], STEP, False)
-                elif action == (pier + 2) % 4 and inward == "back":
-                    step = (index[pier, max(k - 1, 0)], STEP, False)
-                else:
-                    step = (self.terminal, FALL, True)
-                self.P[i][action] = [(1.0, *step)]
-        for c in range(self.terminal - len(cells)):
-            exits = {c, (c + 1) % 4}
-            self.P[len(cells) + c] = {a: [(1.0, self.terminal, EXIT if a in exits else FALL, True)] for a in range(4)}
-        self.P[self.terminal] = {a: [(1.0, self.terminal, 0.0, True)] for a in range(4)}
-        self.observation_space = gym.spaces.Discrete(self.terminal + 1)
-        self.action_space = gym.spaces.Discrete(4)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state = int(self.np_random.integers(self.terminal))
-        return self.state, {}
-
-    def step(self, action):
-        (_, self.state, reward, terminated) = self.P[self.state][int(action)][0]
-        return self.state, reward, terminated, False, {}
-
-
-gym.register("IdealCliffWalking-v0", entry_point=IdealCliffWalking, max_episode_steps=100)
-
-
-def transition_tables(table, gamma):
-    """(moves (S, A, S), rewards (S, A)) of a transition table: gamma times the chance of going on, and the mean reward."""
-    states, actions = len(table), len(table[0])
-    moves, rewards = np.zeros((states, actions, states)), np.zeros((states, actions))
-    for s in range(states):
-        for a in range(actions):
-            for probability, following, reward, terminated in table[s][a]:
-                rewards[s, a] += probability * reward
-                if not terminated:
-                    moves[s, a, following] += gamma * probability
-    return moves, rewards
-
-
-def optimal_values(moves, rewards, tolerance=1e-12):
-    """Q* (S, A) by value iteration, to within `tolerance`."""
-    q = np.zeros_like(rewards)
-    while True:
-        new = rewards + moves @ q.max(1)
-        if np.abs(new - q).max() < tolerance:
-            return new
-        q = new
-
-
-def optimal_actions(q, tolerance=1e-8):
-    """(actions (S,), unique (S,)): the optimal action, and whether no other one comes within `tolerance` of it."""
-    return q.argmax(1), (q >= q.max(1, keepdims=True) - tolerance).sum(1) == 1
-
-
-def simplex_etf(num_actions, feature_dim, generator=None):
-    """Rows of a simplex equiangular tight frame: a (num_actions, feature_dim) tensor of unit rows, pairwise cosines
-    -1/(num_actions - 1), summing to zero, in a Haar-random orientation drawn from `generator`.
-
-    W = sqrt(K/(K-1)) V Q^T, V an orthonormal basis of the complement of the ones vector in R^K, Q a random orthonormal
-    (feature_dim, K-1) matrix: it exists for every feature_dim >= K-1 (Papyan, Han and Donoho 2020 define the frame).
-    Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
-    """
-    if num_actions < 2:
-        raise ValueError(f"a simplex ETF needs at least 2 actions, got {num_actions}")
-    if feature_dim < num_actions - 1:
-        raise ValueError(
-            f"feature_dim {feature_dim} (--feature-dim) is too small for a simplex ETF of {num_actions} actions: "
-            f"it takes at least {num_actions - 1}"
-        )
-    gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
-    q, r = torch.linalg.qr(gaussian)
-    q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
-    centring = torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions
-    v = torch.linalg.qr(centring[:, 1:]).Q
-    return (math.sqrt(num_actions / (num_actions - 1)) * v @ q.T).float()
-
-
-COLLAPSE_METRICS = (
-    *("nc1", "variability_quotient", "cdnv", "alignment", "ncc_agreement"),
-    *("means_equinorm", "means_equiangularity", "means_max_angle"),
-    *("weights_equinorm", "weights_equiangularity", "weights_max_angle"),
-    *("etf_error", "self_duality", "mean_weight_cosine", "classes_present"),
-)
-
-
-def frame_geometry(vectors):
-    """How far K centred vectors (K, d) are from a simplex ETF: (equinorm, equiangularity, max_angle), 0 for an ETF.
-
-    std/mean of the norms, std of the pairwise cosines, and mean |cosine + 1/(K-1)| (Papyan, Han and Donoho 2020).
-    """
-    norms = vectors.norm(dim=1)
-    cosines = (vectors @ vectors.T) / torch.outer(norms, norms)
-    cosines = cosines[~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)]
-    max_angle = (cosines + 1 / (len(vectors) - 1)).abs().mean()
-    return norms.std(correction=0) / norms.mean(), cosines.std(correction=0), max_angle
-
-
-def collapse_metrics(features, actions, weight, bias=None):
-    """How far `features` (N, d) have collapsed with respect to `actions` (N,) and the action-selection layer.
-
-    `actions` (integers) are the labels: true optimal actions where they are known, else the policy's greedy ones, which
-    flatter. `weight` (K, d) and `bias` (K,) are the layer's. Returns a float for every name in COLLAPSE_METRICS, NaN where
-    a metric is undefined. Formulas and sources are in docs/metrics.md: NC1 to NC4 of Papyan, Han and Donoho (2020), CDNV
-    of Galanti et al. (2022), the quotient of Tirer et al. (2023), the ETF error of Zhu et al. (2021).
-    The class means are centred on their unweighted mean, and so is the weight over the classes present; a class
-    without samples takes no part; a class with one sample has no variance and takes no part in the first three metrics.
-    """
-    classes, labels, counts = actions.unique(return_inverse=True, return_counts=True)
-    num_classes = len(classes)
-    if num_classes < 2:
-        return dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(num_classes)}
-    features, weight = features.double(), weight.double()
-    chosen = nn.functional.linear(features, weight, None if bias is None else bias.double()).argmax(1)
-    h = features - features[0]  # every metric but `chosen` ignores a shift; features all alike become exactly zero
-    members = nn.functional.one_hot(labels).to(h.dtype).T / counts[:, None]  # (classes, N): averages over each class
-    means = members @ h
-    centre = means.mean(0)
-    centred = means - centre
-    deviations = h - means[labels]
-
-    # AC2, variability, over the classes that have a variance
-    variances = members @ deviations.square().sum(1)
-    several = counts >= 2
-    nc1 = quotient = cdnv = means.new_tensor(math.nan)
-    if several.sum() >= 2:
-        between = means[several] - means[several].mean(0)
-        within_trace = (counts * variances)[several].sum() / counts[several].sum()
-        quotient = within_trace / (between.square().sum() / len(between))
-        _, scales, axes = torch.linalg.svd(between, full_matrices=False)
-        rank = int((scales[: len(between) - 1] > scales[0] * max(between.shape) * torch.finfo(h.dtype).eps).sum())
-        if rank:
-            nc1 = ((deviations[several[labels]] @ axes[:rank].T) / scales[:rank]).square().sum(1).mean()
-        i, j = torch.triu_indices(len(between), len(between), 1, device=h.device)
-        cdnv = ((variances[several][i] + variances[several][j]) / (2 * (between[i] - between[j]).square().sum(1))).mean()
-
-    # AC1, alignment of each activation with its class mean
-    shifted, target = h - centre, centred[labels]
-    alignment = ((shifted * target).sum(1) / (shifted.norm(dim=1) * target.norm(dim=1))).mean()
-    agreement = (classes[torch.cdist(h, means).argmin(1)] == chosen).double().mean()
-
-    # AC3, the frame of the class means, that of the weights, and how they fit
-    weight = weight[classes] - weight[classes].mean(0)
-    gram = centred @ centred.T
-    simplex = torch.eye(num_classes, dtype=h.dtype, device=h.device) - 1 / num_classes
-    etf_error = (gram / gram.norm() - simplex / math.sqrt(num_classes - 1)).norm()
-    self_duality = (weight / weight.norm() - centred / centred.norm()).square().sum()
-    cosine = ((centred * weight).sum(1) / (centred.norm(dim=1) * weight.norm(dim=1))).mean()
-    values = torch.stack(
-        (nc1, quotient, cdnv, alignment, agreement)
-        + (*frame_geometry(centred), *frame_geometry(weight), etf_error, self_duality, cosine)
-    ).tolist()
-    values = [value if math.isfinite(value) else math.nan for value in values]
-    return dict(zip(COLLAPSE_METRICS, [*values, float(num_classes)], strict=True))
 
 
 class Policies(nn.Module):
@@ -283,8 +108,8 @@ class Policies(nn.Module):
 def solve(pi, moves, rewards, start):
     """Advantages (N, S, A) and state visitation (N, S) of N policies `pi` (N, S, A), exactly.
 
-    `moves` and `rewards` are those of `transition_tables`, without the terminal state. The visitation is discounted, from
-    `start` (S,), and sums to one.
+    `moves` and `rewards` are those of `transition_tables`, without the terminal state. The visitation is discounted,
+    from `start` (S,), and sums to one.
     """
     eye, flow = torch.eye(len(start), dtype=pi.dtype), torch.einsum("nsa,sat->nst", pi, moves)
     value = torch.linalg.solve(eye - flow, (pi * rewards).sum(-1, keepdim=True))
@@ -296,9 +121,10 @@ def solve(pi, moves, rewards, start):
 def train(args, layer, states="uniform", entropy=0.0, bound="ball", decay=0.0, sampled=False, imitate=False, **kwargs):
     """Train all seeds of one cell: a list with one dict of metrics for each seed.
 
-    The loss is -sum_s rho(s) sum_a pi(a|s) A(s, a) with the exact advantages of the current policy, or its estimate from
-    sampled states and actions. rho is uniform over the states, or the discounted visitation from a uniform start, or uniform
-    over every other state. `imitate` maximises log pi(a*|s) instead. `kwargs` are the environment's.
+    The loss is -sum_s rho(s) sum_a pi(a|s) A(s, a) with the exact advantages of the current policy, or its estimate
+    from sampled states and actions. rho is uniform over the states, or the discounted visitation from a uniform
+    start, or uniform over every other state. `imitate` maximises log pi(a*|s) instead. `kwargs` are the
+    environment's.
     """
     env = IdealCliffWalking(**kwargs)
     moves, rewards = transition_tables(env.P, args.gamma)
@@ -323,7 +149,9 @@ def train(args, layer, states="uniform", entropy=0.0, bound="ball", decay=0.0, s
             advantage, visits = solve(pi, moves, rewards, start)
             rho = visits if states == "on-policy" else start.expand(args.seeds, -1)
         if imitate:
-            loss = -(rho * logits.log_softmax(-1)[:, torch.arange(alive), torch.tensor(q_star[:alive].argmax(1))]).sum(-1)
+            loss = -(rho * logits.log_softmax(-1)[:, torch.arange(alive), torch.tensor(q_star[:alive].argmax(1))]).sum(
+                -1
+            )
         elif sampled:
             with torch.no_grad():
                 s = torch.multinomial(rho, args.samples, replacement=True, generator=generator)
@@ -410,7 +238,11 @@ def main():
     for option, names, known in (("--cells", args.cells, CELLS), ("--layers", args.layers, LAYERS)):
         if unknown := set(names) - set(known):
             raise SystemExit(f"error: {option} {', '.join(sorted(unknown))}: unknown; choose from {', '.join(known)}")
-    for option, value, least in (("--seeds", args.seeds, 2), ("--steps", args.steps, 1), ("--samples", args.samples, 1)):
+    for option, value, least in (
+        ("--seeds", args.seeds, 2),
+        ("--steps", args.steps, 1),
+        ("--samples", args.samples, 1),
+    ):
         if value < least:
             raise SystemExit(f"error: {option} must be at least {least}, got {value}")
     if not (args.learning_rate > 0 and args.scale > 0 and 0 <= args.gamma < 1):
@@ -422,8 +254,12 @@ def main():
         raise SystemExit(f"error: --out {args.out} cannot be written: {error.strerror}; choose another") from error
     results, start = {}, time.perf_counter()
     names = [*AC, "mean_weight_cosine", "null_alignment", "null_variability_quotient", "null_etf_error"]
-    lines = ["| cell | layer | " + " | ".join(f"{AC[m]}: {m.replace('_', ' ')}" for m in AC) + " | verdict AC1 / AC2 / AC3 "]
-    lines[0] += "| cosine of means and weights | null of AC1, AC2, AC3 | pi(a*) | greedy is optimal | visitation, min to max |"
+    lines = [
+        "| cell | layer | " + " | ".join(f"{AC[m]}: {m.replace('_', ' ')}" for m in AC) + " | verdict AC1 / AC2 / AC3 "
+    ]
+    lines[0] += (
+        "| cosine of means and weights | null of AC1, AC2, AC3 | pi(a*) | greedy is optimal | visitation, min to max |"
+    )
     lines += ["|" + "---|" * 11]
     numbers = ["cell,layer,seed," + ",".join([*names, "probability", "optimal"])]
     for cell in args.cells:

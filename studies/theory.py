@@ -1,16 +1,18 @@
 """The layer-peeled problem of Action Collapse, solved numerically: which activations does each objective want?
 
-    python theory.py
-    python theory.py --advantages 1 1 0 --scales 0.5 1 2 4 8 --out results/theory_ties
-    python theory.py --num-actions 6 --advantages --imbalance 10
+    python studies/theory.py
+    python studies/theory.py --advantages 1 1 0 --scales 0.5 1 2 4 8 --out results/theory_ties
+    python studies/theory.py --num-actions 6 --advantages --imbalance 10
 
 Activations h are free but for |h| <= 1, logits are scale * W h. For one state with advantages A the script finds the
 activation that maximises sum_a pi(a) A(a) (the policy gradient's objective) or log pi(a*) (likelihood), for a fixed
-simplex ETF; then it solves the problem of many states together with a fixed ETF, a learned layer (rows of norm at most 1)
-and a fixed random layer. It prints tables and writes a figure. docs/action_collapse.md states what is proved of this.
+simplex ETF; then it solves the problem of many states together with a fixed ETF, a learned layer (rows of norm at
+most 1) and a fixed random layer. It prints tables and writes a figure. docs/action_collapse.md states what is proved
+of this.
 """
 
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,10 @@ import torch
 import torch.nn as nn
 import tyro
 from scipy.optimize import minimize
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from ppo_acpg import simplex_etf  # noqa: E402
 
 
 @dataclass
@@ -37,53 +43,33 @@ class Args:
     """how many times more states the first action is optimal in than any other"""
     seed: int = 1
     """seed of the layers, the advantages and the starting points"""
-    out: Path = Path("results/theory")
+    out: Path = ROOT / "results" / "theory"
     """folder of the figure and the tables"""
-
-
-def simplex_etf(num_actions, feature_dim, generator=None):
-    """Rows of a simplex equiangular tight frame: a (num_actions, feature_dim) tensor of unit rows, pairwise cosines
-    -1/(num_actions - 1), summing to zero, in a Haar-random orientation drawn from `generator`.
-
-    W = sqrt(K/(K-1)) V Q^T, V an orthonormal basis of the complement of the ones vector in R^K, Q a random orthonormal
-    (feature_dim, K-1) matrix: it exists for every feature_dim >= K-1 (Papyan, Han and Donoho 2020 define the frame).
-    Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
-    """
-    if num_actions < 2:
-        raise ValueError(f"a simplex ETF needs at least 2 actions, got {num_actions}")
-    if feature_dim < num_actions - 1:
-        raise ValueError(
-            f"feature_dim {feature_dim} (--feature-dim) is too small for a simplex ETF of {num_actions} actions: "
-            f"it takes at least {num_actions - 1}"
-        )
-    gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
-    q, r = torch.linalg.qr(gaussian)
-    q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
-    centring = torch.eye(num_actions, dtype=torch.float64) - 1 / num_actions
-    v = torch.linalg.qr(centring[:, 1:]).Q
-    return (math.sqrt(num_actions / (num_actions - 1)) * v @ q.T).float()
 
 
 def log_regret(logits, gaps):
     """ln sum_b pi(b) D_b for logits (..., K) and gaps D_b = A(a*) - A(b) >= 0 (K,).
 
-    A(a*) minus this regret is the policy gradient's objective sum_a pi(a) A(a), so both have the same optima; the logarithm
-    keeps its gradient of order one where the policy is nearly deterministic, and so the optima exact at large scales.
+    A(a*) minus this regret is the policy gradient's objective sum_a pi(a) A(a), so both have the same optima; the
+    logarithm keeps its gradient of order one where the policy is nearly deterministic, and so the optima exact at
+    large scales.
     """
     return (logits + gaps.log()).logsumexp(-1) - logits.logsumexp(-1)
 
 
 def equal_gaps(gaps):
-    """Gaps of 1 for every action but the best. Maximising ln pi(a*) is minimising 1 - pi(a*), the regret under these."""
+    """Gaps of 1 for every action but the best. Maximising ln pi(a*) is minimising 1 - pi(a*), the regret under
+    these."""
     return (gaps > 0).double()
 
 
 def solve_state(weight, scale, gaps, starts=12, seed=0):
-    """Local minima of the log regret over activations h on the unit sphere, for logits scale * W h, W (K, d), gaps (K,).
+    """Local minima of the log regret over activations h on the unit sphere, for logits scale * W h, W (K, d), gaps
+    (K,).
 
-    Returns (minima, values).
-    `minima` (n, d) are the distinct ones among those reached from `starts` random points, best first. A maximiser of either
-    objective over the ball lies on the sphere: shrinking h towards 0 makes the policy uniform (checked in the tests).
+    Returns (minima, values). `minima` (n, d) are the distinct ones among those reached from `starts` random points,
+    best first. A maximiser of either objective over the ball lies on the sphere: shrinking h towards 0 makes the
+    policy uniform (checked in the tests).
     """
     weight, gaps = weight.double(), gaps.double()
     rng, found = np.random.default_rng(seed), []
@@ -97,14 +83,18 @@ def solve_state(weight, scale, gaps, starts=12, seed=0):
     for _ in range(starts):
         x = rng.normal(size=weight.shape[1])
         for _ in range(3):  # restarts of L-BFGS sharpen its last digits
-            x = minimize(function, x / np.linalg.norm(x), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-12}).x
+            x = minimize(
+                function, x / np.linalg.norm(x), jac=True, method="L-BFGS-B", options={"ftol": 0, "gtol": 1e-12}
+            ).x
         found.append((function(x)[0], x / np.linalg.norm(x)))
     found.sort(key=lambda pair: pair[0])
     minima = []
     for value, h in found:
         gradient = function(h)[1]  # tangential, since the function does not change along h
         rows = weight.numpy() @ h  # only the part of h that the layer sees counts
-        if np.linalg.norm(gradient) < 1e-5 and all(np.abs(rows - weight.numpy() @ other).max() > 1e-4 for _, other in minima):
+        if np.linalg.norm(gradient) < 1e-5 and all(
+            np.abs(rows - weight.numpy() @ other).max() > 1e-4 for _, other in minima
+        ):
             minima.append((value, h))
     return torch.tensor(np.stack([h for _, h in minima])), [value for value, _ in minima]
 
@@ -117,7 +107,8 @@ def angle(u, v):
 
 
 def asymptote(advantages):
-    """The limit of R tan(angle), R = scale sqrt(K / (K - 1)), as the scale grows: sqrt(sum_b (ln D_b - mean ln D)^2)."""
+    """The limit of R tan(angle), R = scale sqrt(K / (K - 1)), as the scale grows: sqrt(sum_b (ln D_b - mean ln
+    D)^2)."""
     gaps = [max(advantages) - a for a in advantages]
     logs = np.log([gap for gap in gaps if gap > 0])
     return float(np.sqrt(((logs - logs.mean()) ** 2).sum()))
@@ -162,7 +153,8 @@ def solve_jointly(layer, scale, gaps, objective, feature_dim, seed=0, steps=1500
 
 
 def draw_gaps(states, num_actions, imbalance, seed):
-    """(N, K) gaps of random advantages, uniform on [0, 1]; action 0 is optimal `imbalance` times as often as each other one."""
+    """(N, K) gaps of random advantages, uniform on [0, 1]; action 0 is optimal `imbalance` times as often as each
+    other one."""
     rng = np.random.default_rng(seed)
     shares = np.array([imbalance] + [1.0] * (num_actions - 1))
     best = np.repeat(np.arange(num_actions), np.maximum(1, np.round(states * shares / shares.sum())).astype(int))
@@ -191,8 +183,13 @@ def main():
     unique = sum(a == max(advantages) for a in advantages) == 1
 
     gaps = max(advantages) - torch.tensor(advantages, dtype=torch.float64)
-    lines = [f"One state, advantages {', '.join(f'{a:g}' for a in advantages)}, fixed simplex ETF; angles in degrees", ""]
-    header = "scale | largest possible pi(a*) | pi(a*) at the PG optimum | angle of h to the optimal action's weight, PG"
+    lines = [
+        f"One state, advantages {', '.join(f'{a:g}' for a in advantages)}, fixed simplex ETF; angles in degrees",
+        "",
+    ]
+    header = (
+        "scale | largest possible pi(a*) | pi(a*) at the PG optimum | angle of h to the optimal action's weight, PG"
+    )
     lines += [f"| {header} | R tan(angle) | the same angle, likelihood | local maxima, PG |"]
     lines += ["|---|---|---|---|---|---|---|"]
     angles = []
@@ -214,9 +211,8 @@ def main():
         f"{args.states} states together, random advantages, imbalance {args.imbalance:g}: mean angles in degrees, and",
     ]
     lines += ["the max-angle deviation of the class means and of W from a simplex ETF", ""]
-    lines += [
-        "| objective | layer | scale | mean pi(a*) | h to its own weight | h to its class mean | frame of the means | of W |"
-    ]
+    header = "objective | layer | scale | mean pi(a*) | h to its own weight | h to its class mean"
+    lines += [f"| {header} | frame of the means | of W |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     gaps = draw_gaps(args.states, k, args.imbalance, args.seed)
     labels = gaps.argmin(-1)
@@ -254,15 +250,21 @@ def draw(args, advantages, angles, curves, unique):
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.2), layout="constrained")
     k = len(advantages)
-    left.loglog(args.scales, np.maximum(angles, 1e-3), "o-", color="#0072B2", label="policy gradient, numerical optimum")
+    left.loglog(
+        args.scales, np.maximum(angles, 1e-3), "o-", color="#0072B2", label="policy gradient, numerical optimum"
+    )
     if unique and asymptote(advantages) > 0:
         rs = np.array(args.scales) * math.sqrt(k / (k - 1))
-        left.loglog(args.scales, np.degrees(np.arctan(asymptote(advantages) / rs)), "--", color="#555555", label="asymptote")
+        left.loglog(
+            args.scales, np.degrees(np.arctan(asymptote(advantages) / rs)), "--", color="#555555", label="asymptote"
+        )
     left.set(xlabel="logit scale (norm bound 1)", ylabel="angle to the optimal action's weight, degrees")
     left.set_title("one state: " + ", ".join(f"{a:g}" for a in advantages))
     left.legend(frameon=False)
     colours = {"etf": "#D55E00", "learned": "#0072B2", "random": "#CC79A7"}
-    for (objective, layer), style in {(o, a): s for o, s in (("pg", "o-"), ("likelihood", "s--")) for a in colours}.items():
+    for (objective, layer), style in {
+        (o, a): s for o, s in (("pg", "o-"), ("likelihood", "s--")) for a in colours
+    }.items():
         points = [(s, v) for (o, a, s), v in curves.items() if (o, a) == (objective, layer)]
         right.semilogx(*zip(*points, strict=True), style, color=colours[layer], label=f"{layer}, {objective}")
     right.set(xlabel="logit scale (norm bound 1)", ylabel="mean angle of h to its own weight, degrees")

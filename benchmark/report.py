@@ -1,10 +1,10 @@
 """Statistics and plots of a sweep: what the runs below a folder show, and how sure that is.
 
-    python report.py results/sweep
+    python benchmark/report.py results/sweep
 
-Reads the runs that `benchmark.sh` or the scripts left below the folder (run.json and progress.csv) and writes beside them
-report.md, CSV files with every number, and PNG plots. The arm called `baseline` is what every other arm is compared with.
-docs/benchmark.md explains each number.
+Reads the runs that `benchmark.sh` or the scripts left below the folder (run.json and progress.csv) and writes beside
+them report.md, CSV files with every number, and PNG plots. The arm called `baseline` is what every other arm is
+compared with. docs/benchmark.md explains each number.
 """
 
 import importlib
@@ -35,7 +35,11 @@ VERDICT_SEEDS = 5  # fewer than so many have no verdict: the bootstrap of the ag
 REFERENCE_EPISODES = 100
 REFERENCE_STEPS = 1_000_000  # a random policy whose episodes take longer than these in all has no reference
 SETUP = {"run_dir", "seed", "exp_name", "torch_threads", "track", "wandb_project_name", "wandb_entity", "capture_video"}
-SHARED = ("total_timesteps", "env_kwargs", "max_episode_steps")  # the same for all arms, the last two for all algorithms too
+SHARED = (
+    "total_timesteps",
+    "env_kwargs",
+    "max_episode_steps",
+)  # the same for all arms, the last two for all algorithms too
 METRICS = {"final": 1, "best": 1, "auc": 1, "steps_to_threshold": -1, "drawdown": -1, "failed": -1}  # 1: more is better
 COLLAPSE = {
     "alignment": "AC1 alignment (1)",
@@ -45,6 +49,7 @@ COLLAPSE = {
     "mean_weight_cosine": "AC3 cosine of means and weights (1)",
 }
 PANELS = ("alignment", "variability_quotient", "etf_error")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the modules of environments/
 # Okabe and Ito's colours, told apart by colour-blind readers too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -77,8 +82,8 @@ def read_json(path):
 
 
 def read_runs(folder):
-    """(runs, curves, problems, settings): a table with one row per finished run, its curves by index, what is missing (a
-    dict from the run's folder to why), and each arm's arguments.
+    """(runs, curves, problems, settings): a table with one row per finished run, its curves by index, what is missing
+    (a dict from the run's folder to why), and each arm's arguments.
 
     Ends in one line if there is nothing to read or if runs that are to be compared were made with different settings.
     """
@@ -114,14 +119,20 @@ def read_runs(folder):
         if (*key, seed) in finished:
             fail(f"{folder} holds {env_id} {algo} {arm} seed {seed} twice; remove one")
         finished.add((*key, seed))
-        rows.append({"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": steps, "wall_time": record["wall_time"]})
+        rows.append(
+            {"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": steps, "wall_time": record["wall_time"]}
+        )
         curves.append(curve)
     names = {run_name(*key) for key in finished}
     for run, planned in read_json(folder / "manifest.json").get("runs", {}).items():
         if run not in problems and run not in names:
             problems[run] = "no result" if planned["status"] == "finished" else planned["status"]
     if not rows:
-        fail(f"{folder} holds no finished runs" + (f" ({len(problems)} unfinished)" if problems else "") + "; run benchmark.sh")
+        fail(
+            f"{folder} holds no finished runs"
+            + (f" ({len(problems)} unfinished)" if problems else "")
+            + "; run benchmark.sh"
+        )
     runs = pd.DataFrame(rows)
     for (env_id, algo), cell in runs.groupby(["env", "algo"]):
         for arm in cell.arm.unique():
@@ -131,7 +142,7 @@ def read_runs(folder):
 
 
 def run_name(env_id, algo, arm, seed):
-    """The name of a run's folder, as benchmark.py gives it."""
+    """The name of a run's folder, as sweep.py gives it."""
     return re.sub(r"[^\w.=-]+", "_", f"{env_id}__{algo}_{arm}__{seed}")
 
 
@@ -144,7 +155,10 @@ def refuse_mixture(folder, one, settings, other, others, keys):
 
 def on_grid(curve, tag, budget):
     """A tag's curve at POINTS equally spaced steps, by linear interpolation; NaN throughout if it has no value."""
-    steps, values = curve["global_step"].to_numpy(float), pd.to_numeric(curve.get(tag, pd.Series(dtype=float)), errors="coerce")
+    steps, values = (
+        curve["global_step"].to_numpy(float),
+        pd.to_numeric(curve.get(tag, pd.Series(dtype=float)), errors="coerce"),
+    )
     values = values.to_numpy(float) if len(values) else np.full(len(steps), np.nan)
     known = np.isfinite(values)
     if not known.any():
@@ -160,11 +174,13 @@ def reward_threshold(env_id):
             importlib.import_module(module)
         return gym.spec(name).reward_threshold
     except Exception as error:  # importing somebody's module can fail in any way
-        fail(f"the runs' environment {env_id} cannot be found ({' '.join(str(error).split())}); put its module on PYTHONPATH")
+        why = " ".join(str(error).split())
+        fail(f"the runs' environment {env_id} cannot be found ({why}); put its module on PYTHONPATH")
 
 
 def random_return(args, seed, cache):
-    """Mean return of the uniform random policy, over REFERENCE_EPISODES seeded episodes; measured once per folder and seed.
+    """Mean return of the uniform random policy, over REFERENCE_EPISODES seeded episodes; measured once per folder and
+    seed.
 
     None if those take more than REFERENCE_STEPS steps.
     """
@@ -197,7 +213,9 @@ def summarise(curve, budget, threshold):
     """
     tenths = np.convolve(curve, np.ones(LAST) / LAST, "valid")
     result = {"final": tenths[-1], "best": tenths.max(), "auc": curve.mean(), "drawdown": tenths.max() - tenths[-1]}
-    reached = np.convolve(curve, np.ones(SMOOTH) / SMOOTH, "valid") >= threshold if threshold is not None else np.array([])
+    reached = (
+        np.convolve(curve, np.ones(SMOOTH) / SMOOTH, "valid") >= threshold if threshold is not None else np.array([])
+    )
     steps = math.nan if threshold is None else budget
     if reached.any():
         steps = (np.argmax(reached) + SMOOTH) / POINTS * budget
@@ -207,11 +225,11 @@ def summarise(curve, budget, threshold):
 def mean_interval(x, rng, level=0.95, resamples=5000):
     """Interval for the mean of a sample (n,) by the studentised bootstrap (Efron and Tibshirani 1993, section 12.5).
 
-    Unlike the percentile bootstrap, which covers about 90 % at ten values, it holds its level there, on skewed data too. A
-    resample's standard deviation counts as at least SPREAD_FLOOR of the sample's: where one value lies far off, those
-    without it would make the interval tens of times wider, and cover no more (tests/interval_coverage.py).
-    Two or three values, which have next to no resamples, get a t interval, one NaN; a sample without spread has an interval
-    without width.
+    Unlike the percentile bootstrap, which covers about 90 % at ten values, it holds its level there, on skewed data
+    too. A resample's standard deviation counts as at least SPREAD_FLOOR of the sample's: where one value lies far
+    off, those without it would make the interval tens of times wider, and cover no more
+    (studies/interval_coverage.py). Two or three values, which have next to no resamples, get a t interval, one NaN; a
+    sample without spread has an interval without width.
     """
     x = np.asarray(x, dtype=float)
     if len(x) < 2 or not np.isfinite(x).all():
@@ -228,11 +246,12 @@ def mean_interval(x, rng, level=0.95, resamples=5000):
 
 
 def expanded_interval(draws, estimate, n, freedom, level=0.95):
-    """Percentile bootstrap interval (resamples first in `draws`) of a statistic of `n` seeds, widened to hold at small n.
+    """Percentile bootstrap interval (resamples first in `draws`) of a statistic of `n` seeds, widened to hold at
+    small n.
 
-    Its distances from the estimate grow by the factor by which a t interval of so many degrees of freedom, with the unbiased
-    standard deviation, exceeds a normal one with the bootstrap's (after Hesterberg 2015, The American Statistician 69(4),
-    who moves the quantiles instead). tests/interval_coverage.py shows what it covers.
+    Its distances from the estimate grow by the factor by which a t interval of so many degrees of freedom, with the
+    unbiased standard deviation, exceeds a normal one with the bootstrap's (after Hesterberg 2015, The American
+    Statistician 69(4), who moves the quantiles instead). studies/interval_coverage.py shows what it covers.
     """
     tail = (1 - level) / 2
     factor = math.sqrt(n / (n - 1)) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
@@ -243,8 +262,8 @@ def expanded_interval(draws, estimate, n, freedom, level=0.95):
 def failure_interval(differences, level=0.95):
     """Interval for the difference of two paired failure rates, from per-seed differences -1, 0, 1.
 
-    Agresti and Min 2005 (Statistics in Medicine 24): Wald's interval after half a pair more in each of the four cells, since
-    a bootstrap of ten pairs without a difference would have no width.
+    Agresti and Min 2005 (Statistics in Medicine 24): Wald's interval after half a pair more in each of the four
+    cells, since a bootstrap of ten pairs without a difference would have no width.
     """
     n, total, discordant = len(differences) + 2, np.sum(differences), np.sum(np.abs(differences)) + 1
     half = stats.norm.ppf((1 + level) / 2) * math.sqrt(discordant - total**2 / n) / n
@@ -252,7 +271,8 @@ def failure_interval(differences, level=0.95):
 
 
 def improvement(differences, level=0.95):
-    """(p, low, high): probability that a seed does better with the treatment, ties counting half, with Wilson's interval."""
+    """(p, low, high): probability that a seed does better with the treatment, ties counting half, with Wilson's
+    interval."""
     n, wins = len(differences), np.sum(differences > 0) + np.sum(differences == 0) / 2
     low = stats.binomtest(math.floor(wins), n).proportion_ci(level, "wilson").low
     high = stats.binomtest(math.ceil(wins), n).proportion_ci(level, "wilson").high
@@ -280,22 +300,31 @@ def resampled(arrays, rng, resamples):
     return [array[index, np.arange(tasks)] for array in arrays]
 
 
-# The family of aggregate comparisons: claim, name, statistic of (..., seeds, tasks) arrays, sign, which array, and what its
-# interval takes for its degrees of freedom: the seeds of all tasks, of one (worst seeds and spreads vary more), or none.
+# The family of aggregate comparisons: claim, name, statistic of (..., seeds, tasks) arrays, sign, which array, and
+# what its interval takes for its degrees of freedom: the seeds of all tasks, of one (worst seeds and spreads vary
+# more), or none.
 AGGREGATES = [
     ("faster", "area under the curve, IQM", iqm, 1, "auc", "tasks"),
     ("faster", "share of the budget to the threshold, mean", lambda x: x.mean((-2, -1)), -1, "steps", "tasks"),
     ("better", "final return, IQM", iqm, 1, "final", "tasks"),
     ("more robust", "CVaR 25 % over seeds, mean over tasks", lambda x: cvar(x, axis=-2).mean(-1), 1, "final", "task"),
     ("more robust", "failure rate", lambda x: (x < 0.5).mean((-2, -1)), -1, "final", "pairs"),
-    ("more robust", "spread over seeds, mean over tasks", lambda x: x.std(axis=-2, ddof=1).mean(-1), -1, "final", "task"),
+    (
+        "more robust",
+        "spread over seeds, mean over tasks",
+        lambda x: x.std(axis=-2, ddof=1).mean(-1),
+        -1,
+        "final",
+        "task",
+    ),
 ]
 
 
 def aggregate_difference(statistic, kind, base, treated, rng, resamples, level):
     """(difference, low, high) of a statistic of two arrays (seeds, tasks), treated minus base, paired by seed.
 
-    `kind`, see AGGREGATES: "pairs" is the failure rate, whose interval is that of failure_interval, over all tasks' pairs.
+    `kind`, see AGGREGATES: "pairs" is the failure rate, whose interval is that of failure_interval, over all tasks'
+    pairs.
     """
     seeds, tasks = base.shape
     estimate = float(statistic(treated) - statistic(base))
@@ -315,9 +344,9 @@ def verdict(claim, rows):
 def compare_aggregates(scores, arm, rng, resamples, against="baseline"):
     """(rows, tasks, seeds): the aggregate table of one arm against another over the tasks (env, algo) that both have.
 
-    `scores` is the run table with normalised columns. Intervals are those of the whole family together (Bonferroni). All
-    tasks have the same number of pairs, the fewest that any has; one with fewer than VERDICT_SEEDS is left out if another has
-    more.
+    `scores` is the run table with normalised columns. Intervals are those of the whole family together (Bonferroni).
+    All tasks have the same number of pairs, the fewest that any has; one with fewer than VERDICT_SEEDS is left out if
+    another has more.
     """
     both = {}
     for key, group in scores.groupby(["env", "algo"]):
@@ -358,7 +387,8 @@ def style():
 
 
 def mean_band(curves):
-    """(mean, low, high) of the finite ones of `curves` (n, points): pointwise 95 % t interval, NaN from fewer than two."""
+    """(mean, low, high) of the finite ones of `curves` (n, points): pointwise 95 % t interval, NaN from fewer than
+    two."""
     curves = curves[np.isfinite(curves).all(1)]
     mean = curves.mean(0) if len(curves) else np.full(POINTS, math.nan)
     half = stats.t.ppf(0.975, len(curves) - 1) * stats.sem(curves) if len(curves) > 1 else np.full(POINTS, math.nan)
@@ -410,7 +440,10 @@ def logged(curves, index, tag, at):
 
 def plot_collapse(runs, curves, returns, algo, colours, path):
     cell = runs[runs.algo == algo]
-    envs, arms = cell.env.unique(), [arm for arm in colours if arm in set(cell.arm)][:2]  # the baseline and ACPG come first
+    envs, arms = (
+        cell.env.unique(),
+        [arm for arm in colours if arm in set(cell.arm)][:2],
+    )  # the baseline and ACPG come first
     size = (13, 0.8 + 2.6 * len(envs))
     figure, grid = plt.subplots(len(envs), 1 + len(PANELS), figsize=size, squeeze=False, layout="constrained")
     for i, env in enumerate(envs):
@@ -431,7 +464,9 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
                     read = np.stack([on_grid(curves[k], f"{prefix}/{metric}", budget) for k in group.index])
                     band(axes, steps, read, colours[arm], label, **options)
                 untrained = np.mean(logged(curves, group.index, f"collapse/{metric}", 0) or math.nan)
-                axes.plot(0, untrained, "D", color=colours[arm], fillstyle="none", label=f"{arm}, untrained", clip_on=False)
+                axes.plot(
+                    0, untrained, "D", color=colours[arm], fillstyle="none", label=f"{arm}, untrained", clip_on=False
+                )
         grid[i][0].set_ylabel(f"{env}\nepisodic return")
         for axes, metric in zip(grid[i][1:], PANELS, strict=True):
             axes.set_ylabel(COLLAPSE[metric])
@@ -597,7 +632,9 @@ def main():
     cache_path.write_text(json.dumps(cache, indent=1) + "\n")
 
     # Each run
-    returns = np.stack([on_grid(curve, "charts/episodic_return", b) for curve, b in zip(curves, runs.budget, strict=True)])
+    returns = np.stack(
+        [on_grid(curve, "charts/episodic_return", b) for curve, b in zip(curves, runs.budget, strict=True)]
+    )
     summary = [summarise(r, b, thresholds[e]) for r, b, e in zip(returns, runs.budget, runs.env, strict=True)]
     runs = pd.concat([runs, pd.DataFrame(summary)], axis=1)
     span = runs.env.map(lambda env: thresholds[env] - randoms[env] if env in usable else math.nan)
@@ -632,13 +669,17 @@ def main():
                     continue
                 if metric == "failed":
                     low, high = failure_interval(d)
-                elif metric == "steps_to_threshold" and not (treated.reached[common].any() or base.reached[common].any()):
+                elif metric == "steps_to_threshold" and not (
+                    treated.reached[common].any() or base.reached[common].any()
+                ):
                     low, high = math.nan, math.nan  # all are censored: that they are equal says nothing
                 else:
                     low, high = mean_interval(d, rng, resamples=args.resamples)
                 p, p_low, p_high = improvement(sign * d) if np.isfinite(low) or len(d) < 2 else (math.nan,) * 3
                 row = {"env": env, "algo": algo, "arm": arm, "metric": metric, "seeds": len(d), "difference": d.mean()}
-                differences.append(row | {"low": low, "high": high, "p_improvement": p, "p_low": p_low, "p_high": p_high})
+                differences.append(
+                    row | {"low": low, "high": high, "p_improvement": p, "p_low": p_low, "p_high": p_high}
+                )
             pair = [x.loc[common, "final"].to_numpy()[:, None] for x in (base, treated)]
             if len(common) > 1:
                 worst = lambda x: cvar(x[..., 0])  # noqa: E731
@@ -652,14 +693,25 @@ def main():
 
     # Curves, compact: mean over seeds with the pointwise interval of the plots
     compact = []
-    tags = ["charts/episodic_return"] + [f"{prefix}/{metric}" for metric in PANELS for prefix in ("collapse", "collapse_null")]
+    tags = ["charts/episodic_return"] + [
+        f"{prefix}/{metric}" for metric in PANELS for prefix in ("collapse", "collapse_null")
+    ]
     for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
         budget = group.budget.iloc[0]
         steps = np.linspace(1 / POINTS, 1, POINTS) * budget
         for tag in tags:
             read = np.stack([on_grid(curves[k], tag, budget) for k in group.index])
             mean, low, high = mean_band(read)
-            frame = {"env": env, "algo": algo, "arm": arm, "tag": tag, "step": steps, "mean": mean, "low": low, "high": high}
+            frame = {
+                "env": env,
+                "algo": algo,
+                "arm": arm,
+                "tag": tag,
+                "step": steps,
+                "mean": mean,
+                "low": low,
+                "high": high,
+            }
             compact.append(pd.DataFrame(frame))
     pd.concat(compact).to_csv(out / "curves.csv", index=False, float_format="%.5g")
 
@@ -668,7 +720,11 @@ def main():
     for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
         for metric in COLLAPSE:
             read = {}
-            for name, tag, at in (("untrained", "collapse", 0), ("trained", "collapse", -1), ("null", "collapse_null", -1)):
+            for name, tag, at in (
+                ("untrained", "collapse", 0),
+                ("trained", "collapse", -1),
+                ("null", "collapse_null", -1),
+            ):
                 values = logged(curves, group.index, f"{tag}/{metric}", at)
                 read[name] = np.mean(values) if values else math.nan
                 if name == "trained":
@@ -687,7 +743,13 @@ def main():
             for claim in ("faster", "better", "more robust"):
                 part = [row for row in rows if row["claim"] == claim]
                 verdicts.append(
-                    (arm, claim, verdict(claim, part) if part and seeds >= VERDICT_SEEDS else "too few seeds", tasks, seeds)
+                    (
+                        arm,
+                        claim,
+                        verdict(claim, part) if part and seeds >= VERDICT_SEEDS else "too few seeds",
+                        tasks,
+                        seeds,
+                    )
                 )
         if "acpg" in arms:
             for control in others:
@@ -703,16 +765,18 @@ def main():
     columns = ["arm", "against", "claim", "measure"]
     frame = pd.DataFrame(aggregates + controls, columns=None if aggregates or controls else columns)
     frame.to_csv(out / "aggregates.csv", index=False, float_format="%.6g")
-    pd.DataFrame(verdicts, columns=["arm", "claim", "verdict", "tasks", "seeds"]).to_csv(out / "verdicts.csv", index=False)
+    pd.DataFrame(verdicts, columns=["arm", "claim", "verdict", "tasks", "seeds"]).to_csv(
+        out / "verdicts.csv", index=False
+    )
     plot_curves(runs, returns, thresholds, colours, out / "curves.png")
     for algo in runs.algo.unique():
         plot_collapse(runs, curves, returns, algo, colours, out / f"collapse_{algo}.png")
 
     # report.md
     text = [
-        f"# Report\n\n{len(runs)} finished runs; environments: {', '.join(envs)}. Made by `python report.py`; docs/benchmark.md"
-        " explains every number. Differences are arm minus baseline, paired by seed. Intervals are of 95 % unless another level"
-        " is given.\n"
+        f"# Report\n\n{len(runs)} finished runs; environments: {', '.join(envs)}. Made by `python benchmark/report.py`;"
+        " docs/benchmark.md explains every number. Differences are arm minus baseline, paired by seed. Intervals are of"
+        " 95 % unless another level is given.\n"
     ]
     if problems:
         what = "Their pairs are left out of every comparison, and they do not count as failures to learn"
@@ -720,7 +784,9 @@ def main():
         text.append("\n".join(f"- {run.replace('__', ' ')}: {why}" for run, why in sorted(problems.items())) + "\n")
     counts = cells.seeds.unique()
     if len(counts) > 1:
-        text.append(f"The cells have unequal numbers of seeds ({min(counts)} to {max(counts)}); pairs use the common ones.\n")
+        text.append(
+            f"The cells have unequal numbers of seeds ({min(counts)} to {max(counts)}); pairs use the common ones.\n"
+        )
     if min(counts) < 2:
         text.append("A cell with a single seed has no interval.\n")
     if without := [env for env in envs if thresholds[env] is None]:
@@ -732,13 +798,15 @@ def main():
     if never := [f"{c.env} {c.algo}" for c in base.itertuples() if c.reached == 0]:
         text.append(f"No seed of the baseline reached the reward threshold within the budget: {', '.join(never)}.\n")
     if never := [f"{c.env} {c.algo}" for c in base.itertuples() if c.failure_rate == 1]:
-        text.append(f"**Never learned** by the baseline (every seed ends nearer to the random policy): {', '.join(never)}.\n")
+        text.append(
+            f"**Never learned** by the baseline (every seed ends nearer to the random policy): {', '.join(never)}.\n"
+        )
     text.append("## Verdicts\n")
     if verdicts:
         text.append(
-            "Each claim from the intervals of the aggregate table, of 99.17 %: Bonferroni's correction of 95 % for the six "
-            f"comparisons of an arm. With fewer than {VERDICT_SEEDS} seeds there is none; tasks with fewer are left out where "
-            "others have more. All tasks count as many pairs as the one with the fewest.\n"
+            "Each claim from the intervals of the aggregate table, of 99.17 %: Bonferroni's correction of 95 % for "
+            f"the six comparisons of an arm. With fewer than {VERDICT_SEEDS} seeds there is none; tasks with fewer are "
+            "left out where others have more. All tasks count as many pairs as the one with the fewest.\n"
         )
         header = ("arm", "claim", "verdict", "tasks (environment x algorithm)", "seeds")
         text.append(table([(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], header))
@@ -755,7 +823,9 @@ def main():
         text.append("### Across environments\n")
         if left_out := sorted(set(scores.arm) - set(everywhere)):
             text.append(f"Arms without runs on every task are left out of the last two plots: {', '.join(left_out)}.\n")
-        text.append("![IQM](report/aggregate.png)\n\n![profile](report/profile.png)\n\n![efficiency](report/efficiency.png)\n")
+        text.append(
+            "![IQM](report/aggregate.png)\n\n![profile](report/profile.png)\n\n![efficiency](report/efficiency.png)\n"
+        )
     text.append("## Learning\n\n![learning curves](report/curves.png)\n")
     rows = [
         (
@@ -769,7 +839,17 @@ def main():
         + tuple(map(number, (c.best, c.auc, c.steps_to_threshold, c.reached, c.failure_rate, c.cvar25, c.drawdown)))
         for c in cells.itertuples()
     ]
-    header = ("environment", "algorithm", "arm", "seeds", "final return", "median", "best", "area", "steps to threshold")
+    header = (
+        "environment",
+        "algorithm",
+        "arm",
+        "seeds",
+        "final return",
+        "median",
+        "best",
+        "area",
+        "steps to threshold",
+    )
     text.append(table(rows, (*header, "reached it", "failure rate", "CVaR 25 %", "drawdown")))
     if len(differences):
         text.append("### Differences from the baseline\n")
@@ -782,7 +862,15 @@ def main():
             )
             for d in differences.itertuples()
         ]
-        header = ("environment", "algorithm", "arm", "measure", "pairs", "difference, 95 %", "probability of improvement, 95 %")
+        header = (
+            "environment",
+            "algorithm",
+            "arm",
+            "measure",
+            "pairs",
+            "difference, 95 %",
+            "probability of improvement, 95 %",
+        )
         text.append(table(rows, header))
     text.append("## Collapse\n\nGreedy labels. With two actions the ETF error is 0 whatever happens.\n")
     text += [f"![collapse, {algo}](report/collapse_{algo}.png)\n" for algo in runs.algo.unique()]
@@ -798,7 +886,15 @@ def main():
         + (number(c.null),)
         for c in collapse.itertuples()
     ]
-    header = ("environment", "algorithm", "arm", "metric (at collapse)", "untrained", "trained", "trained, labels permuted")
+    header = (
+        "environment",
+        "algorithm",
+        "arm",
+        "metric (at collapse)",
+        "untrained",
+        "trained",
+        "trained, labels permuted",
+    )
     text.append(table(rows, header))
     text.append("## References\n")
     rows = [(env, number(randoms[env]), number(thresholds[env])) for env in envs]

@@ -1,6 +1,8 @@
 """How often the intervals of report.py hold the truth at ten values: the tables in docs/benchmark.md.
 
-python tests/interval_coverage.py
+    python studies/interval_coverage.py
+
+Prints markdown, for means of samples and for the aggregates of whole sweeps; takes about an hour.
 """
 
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
 import report  # noqa: E402
 
 SAMPLES = {
@@ -46,7 +48,8 @@ def of_means(trials=5000):
 
 
 def scores(skewed, shape, arm, rng):
-    """Synthetic normalised scores (..., seeds, tasks); with arm = 1 somewhat better and less spread. Skewed: a lower tail."""
+    """Synthetic normalised scores (..., seeds, tasks); with arm = 1 somewhat better and less spread. Skewed: a lower
+    tail."""
     tasks = shape[-1]
     mean, spread = np.linspace(0.35, 0.95, tasks + 2)[1:-1], np.linspace(0.25, 0.05, tasks + 2)[1:-1]
     noise = (4 - rng.gamma(4.0, size=shape)) / 2 if skewed else rng.normal(size=shape)
@@ -54,7 +57,8 @@ def scores(skewed, shape, arm, rng):
 
 
 def of_aggregates(tasks, skewed, level=0.95, trials=500, resamples=1000, rng=None):
-    """(ours, percentile bootstrap): for each of report.AGGREGATES how often the interval of its difference held the truth.
+    """(ours, percentile bootstrap): for each of report.AGGREGATES how often the interval of its difference held the
+    truth.
 
     The truth is the measure's expectation at ten seeds.
     """
@@ -75,7 +79,8 @@ def of_aggregates(tasks, skewed, level=0.95, trials=500, resamples=1000, rng=Non
 
 def main():
     of_means()
-    print(f"\n| tasks, scores | {' | '.join(row[1] for row in report.AGGREGATES)} |\n|{'---|' * (1 + len(report.AGGREGATES))}")
+    names = [row[1] for row in report.AGGREGATES]
+    print(f"\n| tasks, scores | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
     for tasks in (1, 4, 12):
         for skewed in (False, True):
             ours, plain = of_aggregates(tasks, skewed, trials=2000)

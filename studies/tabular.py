@@ -1,10 +1,11 @@
 """Have trained policies collapsed where the optimal actions are known? PPO on gymnasium's tabular environments.
 
-    python tabular.py                                  # five seeds, to results/tabular and results/emergence
-    python tabular.py --envs FrozenLake-v1 --seeds 2 --total-timesteps 20000 --out runs/tabular --tables runs/tabular
+    python studies/tabular.py                          # five seeds, to results/tabular and results/emergence
+    python studies/tabular.py --envs FrozenLake-v1 --seeds 2 --total-timesteps 20000 --out runs/tab --tables runs/tab
 
-Trains `ppo_baseline.py` and `ppo_acpg.py` through benchmark.py (resumable), has `evaluate.py` measure every checkpoint on
-all reachable states, labelled by their optimal actions from the transition table, and writes tabular.md and tabular.csv.
+Trains `ppo_baseline.py` and `ppo_acpg.py` through benchmark.sh's sweep (resumable), has `evaluate.py` measure every
+checkpoint on all reachable states, labelled by their optimal actions from the transition table, and writes tabular.md
+and tabular.csv.
 """
 
 import csv
@@ -21,7 +22,7 @@ import tyro
 
 from emergence import AC, interval, judge
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 METRICS = [*AC, "mean_weight_cosine"]
 # At the default learning rate neither script learns these two in the budget. Seed 101 learned CliffWalking at this one.
 FLAGS = {"CliffWalking-v1": "--learning-rate 2.5e-3", "Taxi-v4": "--learning-rate 2.5e-3"}
@@ -34,10 +35,10 @@ class Args:
     seeds: int = 5
     """seeds of each arm"""
     total_timesteps: int | None = None
-    """steps of every run; default: benchmark.py's budget for the environment"""
-    out: Path = Path("results/tabular")
+    """steps of every run; default: the sweep's budget for the environment"""
+    out: Path = ROOT / "results" / "tabular"
     """folder of the runs"""
-    tables: Path = Path("results/emergence")
+    tables: Path = ROOT / "results" / "emergence"
     """folder of tabular.md and tabular.csv"""
 
 
@@ -82,7 +83,16 @@ def main():
         if not table_known:
             sys.exit(f"error: --envs {env_id} has no transition table, hence no exact labels; choose another")
     for env_id in args.envs:
-        command = [sys.executable, str(ROOT / "benchmark.py"), "--algos", "ppo", "--envs", env_id, "--out", str(args.out)]
+        command = [
+            sys.executable,
+            str(ROOT / "benchmark" / "sweep.py"),
+            "--algos",
+            "ppo",
+            "--envs",
+            env_id,
+            "--out",
+            str(args.out),
+        ]
         command += ["--seeds", str(args.seeds), f"--extra=--save-model {FLAGS.get(env_id, '')}"]
         command += ["--total-timesteps", str(args.total_timesteps)] if args.total_timesteps else []
         if status := subprocess.run(command, check=False).returncode:
@@ -94,7 +104,9 @@ def main():
                 run = args.out / "runs" / f"{env_id}__ppo_{arm}__{seed}"
                 result = run / "evaluation.json"
                 if not result.is_file() or result.stat().st_mtime < (run / "model.pt").stat().st_mtime:
-                    subprocess.run([sys.executable, str(ROOT / "evaluate.py"), str(run)], check=True, stdout=subprocess.DEVNULL)
+                    subprocess.run(
+                        [sys.executable, str(ROOT / "evaluate.py"), str(run)], check=True, stdout=subprocess.DEVNULL
+                    )
                 rows[env_id, arm].append(json.loads(result.read_text()) | {"seed": seed, "logged": logged(run)})
     lines = table(rows)
     print("\n".join(lines))
@@ -107,7 +119,9 @@ def main():
         for (env_id, arm), group in rows.items():
             for r in group:
                 own = [env_id, arm, r["seed"], r["sampled"]["mean"], r["greedy"]["mean"], r["agreement"], r["states"]]
-                writer.writerow([*own, *(r[part][m] for part in ("collapse", "collapse_null", "logged") for m in METRICS)])
+                writer.writerow(
+                    [*own, *(r[part][m] for part in ("collapse", "collapse_null", "logged") for m in METRICS)]
+                )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """The runs behind docs/learning.md: how the defaults were chosen, and what the scripts learn with them.
 
-    python tests/learning.py tune-ppo          # seeds 101..105: defaults of ppo_acpg.py, learning rates on LunarLander-v3
-    python tests/learning.py tune-a2c          # seeds 101..105: learning rates on LunarLander-v3
-    python tests/learning.py tune-reinforce    # seeds 101..105: estimator and learning rates
-    python tests/learning.py report-ppo        # seeds 1..10: CartPole-v1 and LunarLander-v3
-    python tests/learning.py report-a2c
-    python tests/learning.py report-reinforce
+    python studies/learning.py tune-ppo          # seeds 101..105: defaults of ppo_acpg.py, rates on LunarLander-v3
+    python studies/learning.py tune-a2c          # seeds 101..105: learning rates on LunarLander-v3
+    python studies/learning.py tune-reinforce    # seeds 101..105: estimator and learning rates
+    python studies/learning.py report-ppo        # seeds 1..10: CartPole-v1 and LunarLander-v3
+    python studies/learning.py report-a2c
+    python studies/learning.py report-reinforce
 
-Runs land in runs/learning/ and are kept: a run that finished with the same arguments is not repeated. Prints markdown.
+Runs land in runs/learning/ and are kept: a run that finished with the same arguments and script is not repeated.
+Prints markdown.
 """
 
 import csv
+import hashlib
 import json
 import os
 import statistics
@@ -43,22 +45,32 @@ ESTIMATORS = [
     ("running baseline", "--no-norm-returns --running-baseline"),
 ]
 STUDIES = {
-    "tune-ppo": [(f"LunarLander-v3, lr {lr}, {n}", s, f"{LUNAR} --learning-rate {lr} {f}") for lr in RATES for n, s, f in TUNED]
+    "tune-ppo": [
+        (f"LunarLander-v3, lr {lr}, {n}", s, f"{LUNAR} --learning-rate {lr} {f}") for lr in RATES for n, s, f in TUNED
+    ]
     + [(f"CartPole-v1, {n}", s, f"{CARTPOLE} {f}") for n, s, f in TUNED]
     + [(f"Acrobot-v1, {n}", s, f"--env-id Acrobot-v1 --total-timesteps 300000 {f}") for n, s, f in TUNED],
     "tune-a2c": [
-        (f"LunarLander-v3, lr {lr}, {n}", f"a2c_{s}", f"{LUNAR} --learning-rate {lr}") for lr in A2C_RATES for n, s in ARMS
+        (f"LunarLander-v3, lr {lr}, {n}", f"a2c_{s}", f"{LUNAR} --learning-rate {lr}")
+        for lr in A2C_RATES
+        for n, s in ARMS
     ],
     "tune-reinforce": [
         (f"{env_id}, {e}, lr {lr}, {n}", f"reinforce_{s}", f"{where} {f} --learning-rate {lr}")
-        for env_id, where, estimators in (("CartPole-v1", CARTPOLE, ESTIMATORS), ("LunarLander-v3", LUNAR, ESTIMATORS[1:]))
+        for env_id, where, estimators in (
+            ("CartPole-v1", CARTPOLE, ESTIMATORS),
+            ("LunarLander-v3", LUNAR, ESTIMATORS[1:]),
+        )
         for e, f in estimators
         for lr in REINFORCE_RATES
         for n, s in ARMS
     ],
 } | {
     f"report-{a}": [(f"CartPole-v1, {n}", f"{a}_{s}", "--env-id CartPole-v1") for n, s in ARMS]
-    + [(f"LunarLander-v3, {n}", f"{a}_{s}", f"--env-id LunarLander-v3 --learning-rate {BEST.get(f'{a}_{s}')}") for n, s in ARMS]
+    + [
+        (f"LunarLander-v3, {n}", f"{a}_{s}", f"--env-id LunarLander-v3 --learning-rate {BEST.get(f'{a}_{s}')}")
+        for n, s in ARMS
+    ]
     for a in ("ppo", "a2c", "reinforce")
 }
 COLLAPSE = (
@@ -77,7 +89,8 @@ COLLAPSE += ("mean_weight_cosine", "classes_present", "policy_variance", "featur
 @dataclass
 class Args:
     study: Annotated[
-        Literal["tune-ppo", "tune-a2c", "tune-reinforce", "report-ppo", "report-a2c", "report-reinforce"], tyro.conf.Positional
+        Literal["tune-ppo", "tune-a2c", "tune-reinforce", "report-ppo", "report-a2c", "report-reinforce"],
+        tyro.conf.Positional,
     ]
     """which runs"""
     seeds: list[int] = field(default_factory=list)
@@ -92,14 +105,25 @@ def run_once(script, flags, seed):
         record = json.loads((folder / "run.json").read_text())
     except OSError:
         record = {}
-    if record.get("status") != "finished":
-        command = [sys.executable, str(ROOT / f"{script}.py"), *flags.split(), "--seed", str(seed), "--run-dir", str(folder)]
+    digest = hashlib.sha256((ROOT / f"{script}.py").read_bytes()).hexdigest()
+    if record.get("status") != "finished" or record["script_sha256"] != digest:
+        command = [
+            sys.executable,
+            str(ROOT / f"{script}.py"),
+            *flags.split(),
+            "--seed",
+            str(seed),
+            "--run-dir",
+            str(folder),
+        ]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         record = json.loads((folder / "run.json").read_text())
     with open(folder / "progress.csv") as file:
         rows = list(csv.DictReader(file))
     record["rows"] = rows
-    record["auc"] = float(np.mean([float(row["charts/episodic_return"]) for row in rows if row["charts/episodic_return"]]))
+    record["auc"] = float(
+        np.mean([float(row["charts/episodic_return"]) for row in rows if row["charts/episodic_return"]])
+    )
     print(f"{script} {flags} seed {seed}: {record['final_return']:.1f}", file=sys.stderr, flush=True)
     return record
 
@@ -110,16 +134,23 @@ def mean_error(values):
     values = values[np.isfinite(values)]
     if not len(values):
         return "undefined"
-    return f"{values.mean():.3g} +- {values.std(ddof=1) / len(values) ** 0.5:.2g}" if len(values) > 1 else f"{values[0]:.3g}"
+    return (
+        f"{values.mean():.3g} +- {values.std(ddof=1) / len(values) ** 0.5:.2g}"
+        if len(values) > 1
+        else f"{values[0]:.3g}"
+    )
 
 
 def main():
     args = tyro.cli(Args)
     seeds = args.seeds or (range(101, 106) if args.study.startswith("tune") else range(1, 11))
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [[pool.submit(run_once, script, flags, seed) for seed in seeds] for _, script, flags in STUDIES[args.study]]
+        futures = [
+            [pool.submit(run_once, script, flags, seed) for seed in seeds] for _, script, flags in STUDIES[args.study]
+        ]
     studies = [
-        (name, [future.result() for future in runs]) for (name, *_), runs in zip(STUDIES[args.study], futures, strict=True)
+        (name, [future.result() for future in runs])
+        for (name, *_), runs in zip(STUDIES[args.study], futures, strict=True)
     ]
     print("| arm | final return, median | each seed | mean +- standard error | area under the curve |")
     print("|---|---|---|---|---|")

@@ -1,0 +1,90 @@
+"""studies/throughput.py: how it reads a script's progress and its parts, and a race from start to end."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, SCRIPTS
+
+import throughput
+
+COMMAND = [sys.executable, str(ROOT / "studies" / "throughput.py")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_section_of_a_script_is_found(script):
+    """The script as it was, but for a call in place of each comment, so that lines keep their numbers."""
+    source = (ROOT / f"{script}.py").read_text()
+    definitions, main = throughput.instrument(source)
+    assert main.count("\n") == source.count("\n") and 'if __name__ == "__main__":' not in definitions
+    assert main.count(" clock(") == 4 - script.startswith("reinforce") and "clock(" not in definitions
+    assert set(throughput.PARTS) == {*throughput.SECTIONS.values(), "environments"}
+
+
+def test_a_script_without_its_comments_is_refused():
+    with pytest.raises(ValueError, match="# Update"):
+        throughput.instrument((ROOT / "ppo_acpg.py").read_text().replace("            # Update", "            # Learn"))
+
+
+def test_the_clock_adds_up_by_part():
+    clock, start = throughput.Clock(), time.process_time()
+    for part in ("acting", "update", "acting", "the rest"):
+        clock(part)
+        until = time.process_time() + 0.05
+        while time.process_time() < until:
+            pass
+    clock("end")
+    total = time.process_time() - start
+    assert sum(clock.seconds.values()) == pytest.approx(total, abs=0.01)
+    assert clock.seconds["acting"] == pytest.approx(2 * clock.seconds["update"], rel=0.2)
+    assert 0.05 <= clock.first_update < 5
+
+
+def test_progress(tmp_path):
+    """Of a run the last whole line's step, of SB3 the file's, of what is not there yet none."""
+    run, sb3 = tmp_path / "run", tmp_path / "sb3"
+    assert throughput.progress(run) == (0, 0)
+    run.mkdir()
+    (run / "progress.csv").write_text("global_step,charts/SPS\n")
+    assert throughput.progress(run) == (0, 0)
+    (run / "progress.csv").write_text("global_step,charts/SPS\n0,\n2048,3.5\n40")
+    assert throughput.progress(run)[1] == 2048
+    sb3.write_text("512")
+    assert throughput.progress(sb3) == (sb3.stat().st_mtime_ns, 512)
+
+
+def test_a_race(tmp_path):
+    """A program that takes twice the time a step has half the speed."""
+    (tmp_path / "program.py").write_text(
+        "import pathlib, sys, time\n"
+        "for step in range(1, 200):\n"
+        "    end = time.process_time() + 0.01 * int(sys.argv[2])\n"
+        "    while time.process_time() < end:\n"
+        "        pass\n"
+        "    pathlib.Path(sys.argv[1] + '.tmp').write_text(str(100 * step))\n"
+        "    pathlib.Path(sys.argv[1] + '.tmp').rename(sys.argv[1])\n"
+    )
+    paths = [tmp_path / "one", tmp_path / "two"]
+    programs = {p: [sys.executable, str(tmp_path / "program.py"), str(p), str(k + 1)] for k, p in enumerate(paths)}
+    one, two = throughput.race(programs, throughput.Args(warmup=1000))
+    assert 8000 < one <= 10100 and one / two == pytest.approx(2, rel=0.1)
+
+
+def test_parts(tmp_path):
+    """What the parts take sums to what the run takes, and steps are counted after the warm-up."""
+    command = [*COMMAND, "--instrumented", "1024", "reinforce_acpg.py", "--total-timesteps", "8192", "--no-cuda"]
+    subprocess.run([*command, "--run-dir", str(tmp_path)], check=True, capture_output=True)
+    parts, run = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("parts", "run"))
+    assert {"acting", "environments", "update", "the rest"} <= set(parts["seconds"])
+    assert 4096 < parts["steps"] <= 8192 - 1024 and parts["first_update"] > 0
+    assert 0.2 * run["wall_time"] < sum(parts["seconds"].values()) < run["wall_time"]
+
+
+def test_the_command():
+    flags = ["--algorithm", "reinforce", "--rounds", "1", "--total-timesteps", "20000", "--warmup", "2000"]
+    result = subprocess.run([*COMMAND, *flags], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("| `")]
+    assert [line.split("`")[1] for line in lines] == ["reinforce_baseline.py", "reinforce_acpg.py"]
