@@ -296,10 +296,10 @@ def diagnose(agent, obs, seed):
 def check_args(args):
     """Raise ValueError, naming the argument, for values that cannot work."""
     zero_allowed = "seed diagnostics_interval gamma gae_lambda ent_coef vf_coef".split()
-    highest = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1}
     for name, value in vars(args).items():
         low = 0 if name in zero_allowed else 1 if type(value) is int else 1e-38
-        if type(value) in (int, float) and not low <= value <= (high := highest.get(name, 1e38)):
+        high = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1}.get(name, 1e38)
+        if type(value) in (int, float) and not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} must lie between {low} and {high}, got {value}")
     if not 2 <= args.num_envs * args.num_steps <= args.total_timesteps:
         raise ValueError("--num-envs x --num-steps must lie between 2 and --total-timesteps")
@@ -321,7 +321,7 @@ class Envs:
             self.envs = [make(disable_env_checker=True if i else None) for i in range(args.num_envs)]
         except Exception as error:
             what = f"--env-id {args.env_id} --env-kwargs {args.env_kwargs}: {type(error).__name__}: {error}"
-            where = f", looked for in {os.getcwd()} too" if isinstance(error, ImportError) else ""
+            where = f" (not installed, nor in {os.getcwd()}; pip install)" if isinstance(error, ImportError) else ""
             raise ValueError(what + where) from error
         space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
         flat = isinstance(space, gym.spaces.Discrete) or isinstance(space, gym.spaces.Box) and len(space.shape) == 1
@@ -372,6 +372,7 @@ class Run:
         self.args, self.agent, self.envs, self.path = args, agent, envs, Path(args.run_dir or f"runs/{name}")
         self.returns, self.rows, self.csv = deque(maxlen=100), [], None
         self.step, self.interrupted, self.summary = 0, False, "no episode ended"
+        signal.signal(signal.SIGINT, self.interrupt)
         git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout if shutil.which("git") else ""
         versions = {module.__name__: str(module.__version__) for module in (gym, np, torch)}
@@ -447,7 +448,6 @@ class Run:
         self.interrupted = True
 
     def __enter__(self):
-        signal.signal(signal.SIGINT, self.interrupt)
         return self
 
     def __exit__(self, kind, error, tb):

@@ -80,9 +80,13 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     policy_kwargs = {"etf_scale": args.etf_scale, "feature_gain": args.feature_gain}
     envs = make_vec_env(args.env_id, n_envs=4, seed=args.seed)
-    model = PPO(ACPGPolicy, envs, n_steps=128, batch_size=128, policy_kwargs=policy_kwargs, seed=args.seed, device="cpu")
+    model = PPO(
+        ACPGPolicy, envs, n_steps=128, batch_size=128, policy_kwargs=policy_kwargs, seed=args.seed, device="cpu"
+    )
     etf = model.policy.action_net.weight.clone()
     model.learn(args.total_timesteps)
     assert torch.equal(model.policy.action_net.weight, etf)  # a buffer: no optimiser ever sees it
     mean, std = evaluate_policy(model, make_vec_env(args.env_id, seed=args.seed + 1000), n_eval_episodes=20)
-    print(f"{args.env_id} seed {args.seed}: greedy return {mean:.1f} +- {std:.1f} (standard deviation) over 20 episodes")
+    print(
+        f"{args.env_id} seed {args.seed}: greedy return {mean:.1f} +- {std:.1f} (standard deviation) over 20 episodes"
+    )

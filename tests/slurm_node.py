@@ -1,4 +1,4 @@
-"""A single-node SLURM on the loopback address, for tests: munged, slurmctld and slurmd of Debian's slurm-wlm and munge."""
+"""A single-node SLURM on the loopback address, for tests: munged, slurmctld and slurmd of slurm-wlm and munge."""
 
 import contextlib
 import os
@@ -8,7 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
-DAEMONS = {name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") for name in ("munged", "slurmctld", "slurmd")}
+DAEMONS = {
+    name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") for name in ("munged", "slurmctld", "slurmd")
+}
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -63,7 +65,13 @@ def slurm(folder):
     host = socket.gethostname().partition(".")[0]
     conf.write_text(CONF.format(folder=folder, host=host, ports=free_ports(2), cpus=os.cpu_count()))
     env = {**os.environ, "SLURM_CONF": str(conf)}
-    munge = [DAEMONS["munged"], "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket"]
+    munge = [
+        DAEMONS["munged"],
+        "--foreground",
+        "--force",
+        f"--key-file={folder}/munge.key",
+        f"--socket={folder}/munge.socket",
+    ]
     munge += [f"--{name}={folder}/munge.{name}" for name in ("pid-file", "log-file", "seed-file")]
     with contextlib.ExitStack() as stack:
         for command in (munge, [DAEMONS["slurmctld"], "-D"], [DAEMONS["slurmd"], "-D", "-N", host]):
@@ -73,7 +81,10 @@ def slurm(folder):
             time.sleep(1)
         deadline = time.monotonic() + 60
         while (
-            "idle" not in (state := subprocess.run(["sinfo", "-h", "-o", "%T"], env=env, capture_output=True, text=True)).stdout
+            "idle"
+            not in (
+                state := subprocess.run(["sinfo", "-h", "-o", "%T"], env=env, capture_output=True, text=True)
+            ).stdout
         ):
             logs = "\n".join(path.read_text()[-1500:] for path in sorted(folder.glob("*log*")) if path.is_file())
             assert time.monotonic() < deadline, f"SLURM did not come up: {state.stdout}{state.stderr}\n{logs}"
