@@ -180,7 +180,7 @@ def collapse_metrics(features, actions, weight, bias=None):
     """How far features (N, d) have collapsed, with labels `actions` (N,), a layer's weight (K, d), bias (K,).
 
     Labels are optimal actions where known, else the policy's greedy ones, which flatter. Means are centred on
-    their unweighted mean, the weight over classes present. A class of no sample takes no part, one of a single
+    their unweighted mean, the weight over classes present. A class of no sample takes no part, one of one
     sample none in AC2. Returns a float for each of COLLAPSE_METRICS, NaN where undefined: docs/metrics.md.
     """
     classes, labels, counts = actions.unique(return_inverse=True, return_counts=True)
