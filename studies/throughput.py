@@ -320,6 +320,7 @@ def main():
     if sys.argv[1:2] == ["--instrumented"]:  # WARMUP SCRIPT FLAGS...
         return run_instrumented(*sys.argv[2:])
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `race` ends its programs, which may be stopped
     if args.sb3:
         return measure_sb3(args)
     if args.parts:

@@ -228,7 +228,7 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     "flags, what",
     [
-        (["--advantages", "1"], "suits 2 to 9 actions, not 1"),
+        (["--advantages", "1"], "2 to 9 actions, not 1"),
         (["--feature-dim", "2"], "--feature-dim"),
         (["--scales", "0"], "--scales"),
         (["--states", "2"], "--states"),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, SCRIPTS
@@ -70,6 +71,19 @@ def test_a_race(tmp_path):
     programs = {p: [sys.executable, str(tmp_path / "program.py"), str(p), str(k + 1)] for k, p in enumerate(paths)}
     one, two = throughput.race(programs, throughput.Args(warmup=1000))
     assert 8000 < one <= 10100 and one / two == pytest.approx(2, rel=0.1)
+
+
+def test_nothing_is_left_of_a_race_that_is_ended():
+    """Not even the programs that are stopped at the time."""
+    command = [*COMMAND, "--algorithm", "reinforce", "--env-id", "Acrobot-v1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 60
+    while len(own := children.read_text().split()) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=60) == 143 and not any(Path(f"/proc/{child}").exists() for child in own)
 
 
 def test_parts(tmp_path):
