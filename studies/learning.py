@@ -6,6 +6,7 @@
     python studies/learning.py report-ppo        # seeds 1..10: CartPole-v1 and LunarLander-v3
     python studies/learning.py report-a2c
     python studies/learning.py report-reinforce
+    python studies/learning.py cartpole          # seeds 1..5: all six scripts on CartPole-v1
 
 Runs land in runs/learning/ and are kept: a run that finished with the same arguments and script is not repeated.
 Prints markdown.
@@ -73,6 +74,11 @@ STUDIES = {
     ]
     for a in ("ppo", "a2c", "reinforce")
 }
+STUDIES["cartpole"] = [
+    (name.replace("CartPole-v1", a.upper()), *run)
+    for a in ("ppo", "a2c", "reinforce")
+    for name, *run in STUDIES[f"report-{a}"][:2]
+]
 COLLAPSE = (
     "nc1",
     "variability_quotient",
@@ -89,7 +95,7 @@ COLLAPSE += ("mean_weight_cosine", "classes_present", "policy_variance", "featur
 @dataclass
 class Args:
     study: Annotated[
-        Literal["tune-ppo", "tune-a2c", "tune-reinforce", "report-ppo", "report-a2c", "report-reinforce"],
+        Literal["tune-ppo", "tune-a2c", "tune-reinforce", "report-ppo", "report-a2c", "report-reinforce", "cartpole"],
         tyro.conf.Positional,
     ]
     """which runs"""
@@ -143,7 +149,8 @@ def mean_error(values):
 
 def main():
     args = tyro.cli(Args)
-    seeds = args.seeds or (range(101, 106) if args.study.startswith("tune") else range(1, 11))
+    own = {"tune": range(101, 106), "cartpole": range(1, 6)}.get(args.study.split("-")[0], range(1, 11))
+    seeds = args.seeds or own
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
             [pool.submit(run_once, script, flags, seed) for seed in seeds] for _, script, flags in STUDIES[args.study]
