@@ -35,7 +35,7 @@ def simplex_etf(num_actions, feature_dim, generator=None):
     frame). Raises ValueError for fewer than two actions, and for a feature_dim that is too small.
     """
     if not 2 <= num_actions <= feature_dim + 1:
-        raise ValueError(f"--feature-dim {feature_dim} fits 2 to {feature_dim + 1} actions, not {num_actions}")
+        raise ValueError(f"--feature-dim {feature_dim} suits 2 to {feature_dim + 1} actions, not {num_actions}")
     gaussian = torch.randn(feature_dim, num_actions - 1, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     q = q * r.diagonal().sign()  # without this the orientation is not Haar-distributed
@@ -48,11 +48,8 @@ class ActionLayer(nn.Module):
 
     def __init__(self, weight, scale=1.0, learned=False):
         super().__init__()
-        self.scale, self.bias = scale, None
-        if learned:
-            self.weight = nn.Parameter(weight)
-        else:
-            self.register_buffer("weight", weight)
+        self.scale, self.bias = scale, None  # the layer that ACPG replaces has a bias
+        self.weight = nn.Parameter(weight) if learned else nn.Buffer(weight)
 
     def forward(self, h):
         return self.scale * nn.functional.linear(h, self.weight)
