@@ -135,28 +135,28 @@ def a2c_loss(agent, args, b_obs, b_actions, b_advantages, b_returns):
     if args.norm_adv:
         b_advantages = (b_advantages - b_advantages.mean()) / (b_advantages.std() + 1e-8)
     pg_loss = -(b_advantages * logprobs.gather(1, b_actions.unsqueeze(1)).squeeze(1)).mean()
-    v_loss = 0.5 * ((agent.value(b_obs) - b_returns) ** 2).mean()
+    v_loss = 0.5 * F.mse_loss(agent.value(b_obs), b_returns)
     loss = pg_loss - args.ent_coef * entropy + args.vf_coef * v_loss
     stats = {"value_loss": v_loss, "policy_loss": pg_loss, "entropy": entropy}
     return loss, {f"losses/{name}": value.detach() for name, value in stats.items()}
 
 
 class RMSprop:
-    """torch.optim.RMSprop after nn.utils.clip_grad_norm_, on one vector: the same numbers in fewer kernels.
+    """torch.optim.RMSprop after nn.utils.clip_grad_norm_, on one vector, of which they become views.
     For torch's own, let `update` call zero_grad(), loss.backward(), clip_grad_norm_() and step() as usual."""
 
     def __init__(self, params):
         self.params = list(params)
-        self.sizes, device = [param.numel() for param in self.params], self.params[0].device
-        self.square = torch.zeros(sum(self.sizes), device=device)
+        self.vector = torch.cat([param.detach().flatten() for param in self.params])
+        self.square = torch.zeros_like(self.vector)
+        for param, part in zip(self.params, self.vector.split([p.numel() for p in self.params]), strict=True):
+            param.data = part.view_as(param)
 
     def step(self, grads, lr, max_grad_norm, alpha=0.99, eps=1e-5):
         grad = torch.cat([grad.flatten() for grad in grads])
         grad = grad * (max_grad_norm / (grad.norm() + 1e-6)).clamp(max=1.0)
         self.square.lerp_(grad.square(), 1 - alpha)
-        change = lr * grad / (self.square.sqrt() + eps)
-        for param, part in zip(self.params, change.split(self.sizes), strict=True):
-            param.sub_(part.view_as(param))
+        self.vector.sub_(lr * grad / (self.square.sqrt() + eps))
 
 
 def update(agent, optimizer, args, lr, *batch):
@@ -455,7 +455,7 @@ if __name__ == "__main__":
     obs, after = np.zeros((2, *shape, *envs.obs.shape[1:]), dtype=envs.obs.dtype)
     actions = np.zeros(shape, dtype=np.int64)
     rewards, terminations, truncations = np.zeros((3, *shape), dtype=np.float32)
-    stats, window, weights = [], [], nn.utils.parameters_to_vector(agent.parameters()).detach()
+    stats, window = [], []
 
     with run:
         next_obs = envs.reset(seeds=np.random.SeedSequence(args.seed).generate_state(args.num_envs))
@@ -475,18 +475,18 @@ if __name__ == "__main__":
             # Advantages, by the network that acted
             b_obs, b_after, b_actions = (torch.tensor(x, device=device).flatten(0, 1) for x in (obs, after, actions))
             with torch.no_grad():
-                values, next_values = (agent.value(x).view(shape).cpu().numpy() for x in (b_obs, b_after))
+                values, next_values = agent.value(torch.cat((b_obs, b_after))).view(2, *shape).cpu().numpy()
             rollout = (values, next_values, rewards, terminations, truncations)
             advantages, returns = compute_gae(*rollout, args.gamma, args.gae_lambda)
             tensors = (torch.as_tensor(x, device=device).flatten() for x in (advantages, returns, values))
             b_advantages, b_returns, b_values = tensors
 
             # Update
+            before = optimizer.vector.clone()
             stats.append(update(agent, optimizer, args, torch.tensor(lr), b_obs, b_actions, b_advantages, b_returns))
             window.append((b_obs, b_values, b_returns))  # copies
-            before, weights = weights, nn.utils.parameters_to_vector(agent.parameters()).detach()
-            if not torch.isfinite(weights.sum()):
-                nn.utils.vector_to_parameters(before, agent.parameters())
+            if not torch.isfinite(optimizer.vector.sum()):
+                optimizer.vector.copy_(before)
                 why = "model.pt has the weights before it; lower --learning-rate, look for nan rewards"
                 sys.exit(f"error: non-finite loss at update {iteration} (step {envs.steps}): {why}")
 

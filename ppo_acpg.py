@@ -208,14 +208,16 @@ def ppo_loss(agent, args, mb_obs, mb_actions, mb_logprobs, mb_advantages, mb_ret
 
 
 class Adam:
-    """torch.optim.Adam after nn.utils.clip_grad_norm_, on one vector: the same numbers in fewer kernels. For
+    """torch.optim.Adam after nn.utils.clip_grad_norm_, on one vector, of which they become views. For
     torch's own, let `update` call zero_grad(), loss.backward(), clip_grad_norm_() and step() as usual."""
 
     def __init__(self, params):
         self.params = list(params)
-        self.sizes, device = [param.numel() for param in self.params], self.params[0].device
-        self.mean, self.square = torch.zeros(2, sum(self.sizes), device=device)
-        self.steps = torch.zeros((), device=device)
+        self.vector = torch.cat([param.detach().flatten() for param in self.params])
+        self.mean, self.square = torch.zeros(2, len(self.vector), device=self.vector.device)
+        self.steps = torch.zeros((), device=self.vector.device)
+        for param, part in zip(self.params, self.vector.split([p.numel() for p in self.params]), strict=True):
+            param.data = part.view_as(param)
 
     def step(self, grads, lr, max_grad_norm, beta1=0.9, beta2=0.999, eps=1e-5):
         grad = torch.cat([grad.flatten() for grad in grads])
@@ -224,9 +226,7 @@ class Adam:
         self.mean.lerp_(grad, 1 - beta1)
         self.square.lerp_(grad.square(), 1 - beta2)
         mean_hat, square_hat = self.mean / (1 - beta1**self.steps), self.square / (1 - beta2**self.steps)
-        change = lr * mean_hat / (square_hat.sqrt() + eps)
-        for param, part in zip(self.params, change.split(self.sizes), strict=True):
-            param.sub_(part.view_as(param))
+        self.vector.sub_(lr * mean_hat / (square_hat.sqrt() + eps))
 
 
 def update(agent, optimizer, args, lr, *minibatch):
@@ -527,7 +527,7 @@ if __name__ == "__main__":
     logits = np.zeros((*shape, int(envs.action_space.n)), dtype=np.float32)
     actions = np.zeros(shape, dtype=np.int64)
     rewards, terminations, truncations = np.zeros((3, *shape), dtype=np.float32)
-    stats, weights = [], nn.utils.parameters_to_vector(agent.parameters()).detach()
+    stats = []
 
     with run:
         next_obs = envs.reset(seeds=np.random.SeedSequence(args.seed).generate_state(args.num_envs))
@@ -559,15 +559,15 @@ if __name__ == "__main__":
 
             # Update
             batch = (b_obs, b_actions, b_logprobs, b_advantages, b_returns, b_values)
+            before = optimizer.vector.clone()
             for _ in range(args.update_epochs):
                 b_inds = torch.from_numpy(rng.permutation(batch_size)).to(device)
                 for minibatch in zip(*(x[b_inds].chunk(args.num_minibatches) for x in batch), strict=True):
                     stats.append(update(agent, optimizer, args, torch.tensor(lr), *minibatch))
                 if args.target_kl is not None and stats[-1]["losses/approx_kl"] > args.target_kl:
                     break
-            before, weights = weights, nn.utils.parameters_to_vector(agent.parameters()).detach()
-            if not torch.isfinite(weights.sum()):
-                nn.utils.vector_to_parameters(before, agent.parameters())
+            if not torch.isfinite(optimizer.vector.sum()):
+                optimizer.vector.copy_(before)
                 why = "model.pt has the weights before it; lower --learning-rate, look for nan rewards"
                 sys.exit(f"error: non-finite loss at update {iteration} (step {envs.steps}): {why}")
 

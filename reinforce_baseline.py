@@ -126,14 +126,16 @@ def reinforce_loss(agent, args, b_obs, b_actions, b_weights):
 
 
 class Adam:
-    """torch.optim.Adam after nn.utils.clip_grad_norm_, on one vector: the same numbers in fewer kernels. For
+    """torch.optim.Adam after nn.utils.clip_grad_norm_, on one vector, of which they become views. For
     torch's own, let `update` call zero_grad(), loss.backward(), clip_grad_norm_() and step() as usual."""
 
     def __init__(self, params):
         self.params = list(params)
-        self.sizes, device = [param.numel() for param in self.params], self.params[0].device
-        self.mean, self.square = torch.zeros(2, sum(self.sizes), device=device)
-        self.steps = torch.zeros((), device=device)
+        self.vector = torch.cat([param.detach().flatten() for param in self.params])
+        self.mean, self.square = torch.zeros(2, len(self.vector), device=self.vector.device)
+        self.steps = torch.zeros((), device=self.vector.device)
+        for param, part in zip(self.params, self.vector.split([p.numel() for p in self.params]), strict=True):
+            param.data = part.view_as(param)
 
     def step(self, grads, lr, max_grad_norm, beta1=0.9, beta2=0.999, eps=1e-5):
         grad = torch.cat([grad.flatten() for grad in grads])
@@ -142,9 +144,7 @@ class Adam:
         self.mean.lerp_(grad, 1 - beta1)
         self.square.lerp_(grad.square(), 1 - beta2)
         mean_hat, square_hat = self.mean / (1 - beta1**self.steps), self.square / (1 - beta2**self.steps)
-        change = lr * mean_hat / (square_hat.sqrt() + eps)
-        for param, part in zip(self.params, change.split(self.sizes), strict=True):
-            param.sub_(part.view_as(param))
+        self.vector.sub_(lr * mean_hat / (square_hat.sqrt() + eps))
 
 
 def update(agent, optimizer, args, lr, *batch):
@@ -431,7 +431,7 @@ if __name__ == "__main__":
     optimizer = Adam(agent.parameters())
     if args.capture_video:
         envs.envs[0] = gym.wrappers.RecordVideo(envs.envs[0], str(run.path / "videos"))
-    stats, weights = [], nn.utils.parameters_to_vector(agent.parameters()).detach()
+    stats = []
     iteration, baseline, last = 0, 0.0, False
     with run:
         while not last:
@@ -471,10 +471,10 @@ if __name__ == "__main__":
                 b_weights = torch.as_tensor(b_weights, dtype=torch.float32, device=device)
                 if iteration == 1 and args.diagnostics_interval:  # the untrained network
                     run.log(diagnose(agent, b_obs, args.seed), 0)
+                before = optimizer.vector.clone()
                 stats.append(update(agent, optimizer, args, torch.tensor(lr), b_obs, b_actions, b_weights))
-                before, weights = weights, nn.utils.parameters_to_vector(agent.parameters()).detach()
-                if not torch.isfinite(weights.sum()):
-                    nn.utils.vector_to_parameters(before, agent.parameters())
+                if not torch.isfinite(optimizer.vector.sum()):
+                    optimizer.vector.copy_(before)
                     why = "model.pt has the weights before it; lower --learning-rate, look for nan rewards"
                     sys.exit(f"error: non-finite loss at update {iteration} (step {envs.steps}): {why}")
             elif iteration == 1:
