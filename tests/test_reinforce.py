@@ -241,7 +241,7 @@ def hotelling(samples, truth):
     return (len(samples) * difference @ torch.linalg.solve(torch.cov(samples.T), difference)).item()
 
 
-@both
+@pytest.mark.parametrize("script", [PAIRS[2][1], pytest.param(PAIRS[2][0], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("option", ["--no-running-baseline", "--running-baseline"])
 def test_gradient_is_unbiased(script, option, tmp_path, monkeypatch):
     """At gamma = 1 the mean gradient of many batches is that of the expected return, which enumeration gives.
