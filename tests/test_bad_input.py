@@ -357,22 +357,24 @@ def test_interrupt_in_an_environment(script, step, tmp_path):
     "call",
     [
         "nn.init.orthogonal_",  # the network, before there is a run
-        "nn.utils.parameters_to_vector",
+        "cat",  # the optimizer, after there is one
     ],
 )
 def test_interrupt_while_setting_up(script, call, tmp_path, monkeypatch):
-    """Ctrl-C while the network is set up ends as cleanly."""
+    """Ctrl-C while network and optimizer are set up ends as cleanly."""
     where, _, name = call.rpartition(".")
-    where = attrgetter(where)(torch)
-    original = getattr(where, name)
+    where = attrgetter(where)(torch) if where else torch
+    original, calls = getattr(where, name), []
 
     def interrupted(*args, **kwargs):
-        os.kill(os.getpid(), signal.SIGINT)
+        calls.append(args)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(where, name, interrupted)
     result = run_script(script, "ConstantReward", tmp_path / "run", *tiny(script))
-    assert result.status == 130
+    assert calls and result.status == 130
     assert result.stderr == ""
     assert not (tmp_path / "run").exists() or read_record(tmp_path / "run")["status"] == "interrupted"
 
