@@ -62,7 +62,6 @@ def test_the_documented_actor(tmp_path):
 def test_the_example_is_a_copy():
     for name in ("simplex_etf", "ActionLayer"):
         assert source("examples/sb3_acpg.py", name) == source("ppo_acpg.py", name)
-    assert source("studies/theory.py", "simplex_etf") == source("ppo_acpg.py", "simplex_etf")
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C"])

@@ -154,6 +154,25 @@ def test_update_is_a_step_of_torchs_optimizer(script):
     assert moved == {name for name, _ in agent.named_parameters()}
 
 
+@every
+def test_weights_come_and_go_after_the_optimizer_was_made(script):
+    """Loading a checkpoint into a trained agent, and training a copy of one, do what they look like."""
+    module, args, agent = setup(script)
+    mine, (batch,) = optimizer(module, agent), batches(script, copy.deepcopy(agent), 1)
+    saved = copy.deepcopy(agent.state_dict())
+    stats = module.update(agent, mine, args, torch.tensor(1e-2), *batch)
+    trained = copy.deepcopy(agent)
+    frozen = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    agent.load_state_dict(saved)
+    mine = optimizer(module, agent)
+    torch.testing.assert_close(module.update(agent, mine, args, torch.tensor(1e-2), *batch), stats, rtol=0, atol=0)
+    torch.testing.assert_close(dict(agent.state_dict()), frozen, rtol=0, atol=0)
+    module.update(agent, mine, args, torch.tensor(1e-2), *batch)
+    torch.testing.assert_close(dict(trained.state_dict()), frozen, rtol=0, atol=0)
+    module.update(trained, optimizer(module, trained), args, torch.tensor(1e-2), *batch)
+    assert not torch.equal(trained.backbone[0].weight, frozen["backbone.0.weight"])
+
+
 # Compiled
 
 
