@@ -164,8 +164,8 @@ class Adam:
     def __init__(self, params):
         self.params = list(params)
         self.vector = torch.cat([param.detach().flatten() for param in self.params])
-        self.mean, self.square = torch.zeros(2, len(self.vector), device=self.vector.device)
-        self.steps = torch.zeros((), device=self.vector.device)
+        self.mean, self.square = self.vector.new_zeros(2, len(self.vector))
+        self.steps = self.vector.new_zeros(())
         for param, part in zip(self.params, self.vector.split([p.numel() for p in self.params]), strict=True):
             param.data = part.view_as(param)
 
@@ -207,7 +207,7 @@ def collapse_metrics(features, actions, weight, bias=None):
     metrics = dict.fromkeys(COLLAPSE_METRICS, math.nan) | {"classes_present": float(len(classes))}
     if (k := len(classes)) < 2:
         return metrics
-    features, weight = features.double(), weight.double()
+    features, weight = features.detach().double(), weight.detach().double()
     chosen = F.linear(features, weight, None if bias is None else bias.double()).argmax(1)
     h = features - features[0]  # a shift changes nothing below; features all alike become exactly zero
     average = F.one_hot(labels).to(h.dtype).T / counts[:, None]  # (classes, N): the mean over each class
@@ -438,8 +438,8 @@ class Run:
         self.write_record()
         who = f"{self.args.env_id} {self.args.exp_name} seed {self.args.seed} {status}: {self.summary}"
         print(f"{who}, {self.envs.steps} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
-        with suppress(Exception):  # whatever an environment does when it is closed
-            for env in self.envs.envs:
+        for env in self.envs.envs:
+            with suppress(Exception):  # whatever an environment does when it is closed
                 env.close()
         if isinstance(error, Exception) and not os.environ.get("ACPG_TRACEBACK"):
             where = "{0.filename}:{0.lineno}; ACPG_TRACEBACK=1 shows all".format(traceback.extract_tb(tb)[-1])

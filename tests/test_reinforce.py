@@ -210,7 +210,7 @@ def test_weights(script, option, tmp_path, monkeypatch):
 def test_the_running_baseline_is_the_default(script, tmp_path):
     """As docs/reinforce.md says, and normalisation is off."""
     args = train(script, "Clock", tmp_path / "run", *tiny(script, 6)).args
-    assert (args.norm_returns, args.running_baseline) == (False, True)
+    assert (args.norm_returns, args.running_baseline, args.anneal_lr) == (False, True, False)
 
 
 # The estimator
