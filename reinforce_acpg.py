@@ -10,23 +10,26 @@ the method and its initialisation, nothing else. docs/metrics.md: what is logged
 
 import csv
 import hashlib
+import io
+import itertools
 import json
 import math
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import deque
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 import gymnasium as gym
 import numpy as np
@@ -50,6 +53,8 @@ class Args:
     capture_video: bool = False  # record videos of environment 0 to the run folder (pip install moviepy)
     save_model: bool = False  # save the trained agent as model.pt in the run folder
     run_dir: str = ""  # the run folder, whose run is replaced; default: runs/<env-id>__<exp-name>__<seed>
+    checkpoint_interval: int = 0  # updates between checkpoints, where all episodes begin anew; 0: none
+    resume: bool = False  # go on from the last checkpoint of the same run
     log_interval: int = 1  # updates per entry of the logs, in which losses are averaged over them
     diagnostics_interval: int = 20  # updates between two measurements of collapse/*; 0: never
     # Algorithm specific arguments
@@ -112,15 +117,6 @@ def constrain(h, kind):
 
 
 # Network ----------------------------------------------------------------------------------------------------
-class Sequential(nn.Sequential):
-    """nn.Sequential that calls its layers' forward: faster with few states, but hooks do not fire."""
-
-    def __call__(self, x):
-        for layer in self:
-            x = layer.forward(x)
-        return x
-
-
 def linear(inputs, outputs, gain=2**0.5):
     layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain)
@@ -133,18 +129,19 @@ class Agent(nn.Module):
 
     def __init__(self, observation_space, action_space, args):
         super().__init__()
-        self.observation_space = observation_space
-        obs_dim, num_actions = gym.spaces.flatdim(observation_space), int(action_space.n)
-        self.backbone = Sequential(linear(obs_dim, 64), nn.Tanh(), linear(64, args.feature_dim, args.feature_gain))
+        self.discrete = isinstance(observation_space, gym.spaces.Discrete)
+        self.first = int(observation_space.start) if self.discrete else 0
+        self.obs_dim = obs_dim = gym.spaces.flatdim(observation_space)
+        self.backbone = nn.Sequential(linear(obs_dim, 64), nn.Tanh(), linear(64, args.feature_dim, args.feature_gain))
         self.feature_constraint = args.feature_constraint
-        weight = simplex_etf(num_actions, args.feature_dim)
+        weight = simplex_etf(int(action_space.n), args.feature_dim)
         if args.action_layer == "random":
             weight = F.normalize(torch.randn_like(weight), dim=1)
         self.action_layer = ActionLayer(weight, args.etf_scale, learned=args.action_layer == "learned")
 
     def encode(self, obs):
-        if isinstance(self.observation_space, gym.spaces.Discrete):
-            obs = F.one_hot(obs.long() - int(self.observation_space.start), int(self.observation_space.n))
+        if self.discrete:
+            obs = F.one_hot(obs.long() - self.first, self.obs_dim)
         return obs.to(self.action_layer.weight.dtype)
 
     def features(self, obs):
@@ -156,7 +153,7 @@ class Agent(nn.Module):
 
 # REINFORCE --------------------------------------------------------------------------------------------------
 def compute_returns(rewards, dones, gamma):
-    """Returns-to-go R_t = r_t + gamma R_{t+1} (Williams 1992), (num_steps, num_envs), cut where an episode ends.
+    """Returns-to-go R_t = r_t + gamma R_{t+1} (Williams 1992), (num_steps, num_envs), cut where episodes end.
     The return of an episode that is truncated, or runs on, is what it paid."""
     returns, following = np.zeros_like(rewards), np.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
@@ -282,10 +279,12 @@ def diagnose(agent, obs, seed):
 # Arguments, environments, the run's folder ------------------------------------------------------------------
 def check_args(args):
     """Raise ValueError, naming the argument, for values that cannot work."""
-    zero_allowed = "seed diagnostics_interval gamma ent_coef".split()
+    zero_ok = "seed diagnostics_interval checkpoint_interval gamma ent_coef".split()
+    highest = {"seed": 2**32 - 1, "gamma": 1, "torch_threads": 2**10}
+    highest |= {"num_envs": 2**16, "feature_dim": 2**16}
     for name, value in vars(args).items():
-        low = 0 if name in zero_allowed else 1 if type(value) is int else 1e-38
-        high = {"seed": 2**32 - 1, "gamma": 1}.get(name, 1e38)
+        low = 0 if name in zero_ok else 1 if type(value) is int else 1e-38
+        high = highest.get(name, 1e38)
         if type(value) in (int, float) and not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} must lie between {low} and {high}, got {value}")
     if args.total_timesteps < args.num_envs:
@@ -294,6 +293,8 @@ def check_args(args):
         raise ValueError("--norm-returns undoes what --running-baseline does; add --no-running-baseline")
     if args.capture_video:
         import moviepy  # noqa: F401
+    if args.track:
+        import wandb  # noqa: F401
 
 
 class Envs:
@@ -321,10 +322,11 @@ class Envs:
         self.rewards, self.terminations, self.truncations = np.zeros((3, args.num_envs), dtype=np.float32)
         self.steps, self.episodes, self.running = 0, [], [(0.0, 0)] * args.num_envs  # running: return, length
 
-    def reset(self, seeds=None):
-        """The first observations (num_envs, ...) of new episodes, environment i seeded with seeds[i]."""
+    def reset(self, rng):
+        """The first observations (num_envs, ...) of new episodes; `rng` gives the environments' seeds."""
+        seeds = rng.integers(2**32, size=len(self.envs))
         for i, env in enumerate(self.envs):
-            self.obs[i], _ = env.reset(seed=None if seeds is None else int(seeds[i]))
+            self.obs[i], _ = env.reset(seed=int(seeds[i]))
             self.running[i] = (0.0, 0)
         self.check()
         return self.obs
@@ -351,15 +353,27 @@ class Envs:
             raise ValueError("the observation is not finite")
 
 
-class Run:
+def run_name(env_id, exp_name, seed):
+    """The name of a run's folder, encoded where a path needs it; no two environments share one."""
+    return "__".join(quote(str(part), safe="=").replace("%", "=") for part in (env_id, exp_name, seed))
+
+
+def read_run(folder):
+    """run.json of a run's folder as a dict, {} if the folder is free, None if it holds anything else."""
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        record = json.loads((folder / "run.json").read_text())
+        if record["acpg_run"] == 1 and isinstance(record["args"], dict):
+            return record
+    files = folder.iterdir() if folder.exists() else ()  # a start that failed leaves empty ones
+    return None if any(path.stat().st_size for path in files if path.name != "run.json.tmp") else {}
+
+
+class Run(AbstractContextManager):
     """The run's folder and progress. As a context manager it leaves all files whole however training ends."""
 
-    def __init__(self, args, agent, envs):
-        name = re.sub(r"[^\w.=-]+", "_", f"{args.env_id}__{args.exp_name}__{args.seed}")
-        self.args, self.agent, self.envs, self.path = args, agent, envs, Path(args.run_dir or f"runs/{name}")
-        self.returns, self.rows, self.csv = deque(maxlen=100), [], None
-        self.step, self.interrupted, self.summary = 0, False, "no episode ended"
-        signal.signal(signal.SIGINT, self.interrupt)
+    def __init__(self, args, agent, optimizer, envs):
+        self.args, self.agent, self.optimizer, self.envs = args, agent, optimizer, envs
+        self.rows, self.interrupted, self.summary = [], 0, "no episode ended"
         git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout if shutil.which("git") else ""
         versions = {module.__name__: str(module.__version__) for module in (gym, np, torch)}
@@ -367,38 +381,98 @@ class Run:
         sha256 = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         self.record = {"acpg_run": 1, "status": "running", "argv": sys.argv[1:], "script_sha256": sha256}
         self.record |= {"args": vars(args), "versions": versions}
-        try:
-            ours = "acpg_run" in json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours and self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"--run-dir {self.path} holds files of no run; choose another or empty it")
+        self.path, self.file, self.saved = self.claim()
+        self.step = envs.steps = self.saved.get("step", 0)
+        self.returns = deque(self.saved.get("returns", ()), maxlen=100)
+        self.csv = csv.DictWriter(self.file, self.saved["columns"], restval="") if self.saved else None
         if args.track:
             import wandb
 
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.path.name}
-            try:
-                wandb.init(**names, config=vars(args), sync_tensorboard=True, save_code=True)
-            except Exception as error:  # not logged in, no network, no such entity
-                raise ValueError(f"--track: wandb did not start: {error}") from error
-        try:
-            for old in ("events.out.tfevents.*", "progress.csv", "model.pt", "videos/*"):
-                for path in self.path.glob(old):
-                    path.unlink()
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.write_record()
-            self.writer = SummaryWriter(str(self.path))
-            self.file = open(self.path / "progress.csv", "w", newline="", buffering=1)
-        except OSError as error:
-            raise ValueError(f"--run-dir {self.path} cannot be written: {error.strerror}") from error
+            wandb.init(**names, config=vars(args), sync_tensorboard=True, save_code=True)
+        # Files about another model go, and those that this run writes to unless it goes on
+        outdated = ["*.tmp", "model.pt", "evaluation.json", "collapse.png"]
+        outdated += [] if self.saved else ["checkpoint.pt", "events.out.tfevents.*", "videos/*"]
+        for path in (path for pattern in outdated for path in self.path.glob(pattern)):
+            path.unlink()
+        self.write("run.json", json.dumps(self.record, indent=2).encode())
+        self.file.truncate(self.saved.get("csv_length", 0))
+        hook = threading.excepthook  # the event file's thread would print a traceback of what `log` raises
+        threading.excepthook = lambda thread: None if isinstance(thread.exc_value, OSError) else hook(thread)
+        self.writer = SummaryWriter(str(self.path), purge_step=self.step + 1 if self.saved else None)
         text = ["|param|value|", "|-|-|", *(f"|{key}|{value}|" for key, value in vars(args).items())]
         self.writer.add_text("hyperparameters", "\n".join(text))
-        self.bar = tqdm(total=args.total_timesteps, unit="step", unit_scale=True, disable=None)
-        self.start, self.shown = time.perf_counter(), 0.0
+        self.bar = tqdm(total=args.total_timesteps, initial=self.step, unit="step", unit_scale=True, disable=None)
+        self.start, self.shown = time.perf_counter() - self.saved.get("wall_time", 0.0), 0.0
+        for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+            if name != "SIGHUP" or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's stays
+                signal.signal(getattr(signal, name), self.interrupt)
 
-    def write_record(self):
-        (self.path / "run.json.tmp").write_text(json.dumps(self.record, indent=2) + "\n")
-        (self.path / "run.json.tmp").replace(self.path / "run.json")
+    def claim(self):
+        """(path, file, saved): the folder, progress.csv in it, locked, what --resume goes on from. The folder
+        is --run-dir, or the first of runs/<name>, <name>-2, ... that is free or has the same arguments."""
+        args = self.args
+        asked = {key: value for key, value in vars(args).items() if key not in ("run_dir", "resume")}
+        base = path = Path(args.run_dir or f"runs/{run_name(args.env_id, args.exp_name, args.seed)}")
+        for k in itertools.count(2):
+            old = read_run(path)
+            other = [key for key, value in asked.items() if old and old["args"].get(key, ...) != value]
+            if args.run_dir or args.resume or not other and old is not None:
+                break
+            path = base.with_name(f"{base.name}-{k}")
+        if old is None:
+            raise ValueError(f"--run-dir {path} holds files of no run; choose another or empty it")
+        if args.resume and other:
+            raise ValueError(f"--resume: {path} had other {', '.join(other)}; give those or its --run-dir")
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / "progress.csv", "a", newline="", buffering=1)
+        with suppress(ImportError, OSError):  # Windows, and some network file systems, have no such locks
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"--run-dir {path}: another run is writing there; choose another") from error
+        if path != base:
+            print(f"{base} is taken by another run: this one goes to {path}", flush=True)
+        return path, file, self.load(path, read_run(path)) if args.resume else {}
+
+    def load(self, path, old):
+        """The checkpoint in `path`, put into agent and optimizer, {} without one; run.json there is `old`."""
+        if old and old.get("script_sha256") != self.record["script_sha256"]:
+            raise ValueError(f"--resume: {path} is of another version of the script; drop it to start over")
+        if old.get("status") == "finished":
+            print(f"--resume: {path} is finished")
+            sys.exit(0)
+        if not (checkpoint := path / "checkpoint.pt").exists():
+            print(f"--resume: {path} has no checkpoint, so the run starts over", flush=True)
+            return {}
+        try:
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            self.agent.load_state_dict(saved["agent"])
+            for name, tensor in saved["optimizer"].items():
+                getattr(self.optimizer, name).copy_(tensor)
+        except Exception as error:
+            raise ValueError(f"--resume: {checkpoint} is damaged; drop --resume to start over") from error
+        print(f"--resume: {path} goes on at step {saved['step']}", flush=True)
+        return saved
+
+    def save(self, name, *loop):
+        """Write the agent for torch.load; given the loop's variables, also all else that --resume needs."""
+        agent = {name: tensor.cpu() for name, tensor in self.agent.state_dict().items()}
+        content = {"script": Path(__file__).stem, "agent": agent, "args": dict(vars(self.args))}
+        content["versions"] = self.record["versions"]
+        if loop:
+            moments = {name: tensor for name, tensor in vars(self.optimizer).items() if name != "params"}
+            content |= {"loop": loop, "optimizer": moments, "step": self.step, "returns": list(self.returns)}
+            content |= {"columns": self.csv.fieldnames, "csv_length": os.fstat(self.file.fileno()).st_size}
+            content["wall_time"] = time.perf_counter() - self.start
+        torch.save(content, buffer := io.BytesIO())
+        self.write(name, buffer.getvalue())
+
+    def write(self, name, content):
+        (self.path / f"{name}.tmp").write_bytes(content)
+        (self.path / f"{name}.tmp").replace(self.path / name)
 
     def log(self, tags, step):
         """Make an entry of the event file and of progress.csv, where None leaves a gap, and show progress."""
@@ -429,36 +503,40 @@ class Run:
             print(f"{step} of {total} steps in {seconds:.0f} s: {self.summary}", flush=True)
         self.step = step
 
-    def interrupt(self, *_):
-        if self.interrupted:  # the second Ctrl-C, perhaps amid an update; the first lets it end
-            sys.exit(130)
-        self.interrupted = True
-
-    def __enter__(self):
-        return self
+    def interrupt(self, number, _):
+        if self.interrupted:  # the second time, perhaps amid an update; the first lets it end
+            sys.exit(128 + number)
+        self.interrupted = number
 
     def __exit__(self, kind, error, tb):
-        seconds = time.perf_counter() - self.start
-        for closing in (self.bar, self.file, self.writer):
-            closing.close()
-        if self.args.save_model or kind or self.interrupted:  # for torch.load(path, weights_only=True)
-            state = {name: tensor.cpu() for name, tensor in self.agent.state_dict().items()}
-            checkpoint = {"script": Path(__file__).stem, "agent": state, "args": dict(vars(self.args))}
-            torch.save(checkpoint | {"versions": self.record["versions"]}, self.path / "model.pt.tmp")
-            (self.path / "model.pt.tmp").replace(self.path / "model.pt")
         status = "interrupted" if self.interrupted else "failed" if kind else "finished"
-        self.record |= {"status": status, "global_step": self.envs.steps, "wall_time": seconds}
+        self.record |= {"status": status, "global_step": self.envs.steps}
+        self.record["wall_time"] = seconds = time.perf_counter() - self.start
         self.record["final_return"] = float(np.mean(self.returns)) if self.returns else None
-        self.write_record()
+        self.bar.close()
+        try:
+            self.writer.close()
+            if self.args.save_model or status != "finished":
+                self.save("model.pt")
+            self.write("run.json", json.dumps(self.record, indent=2).encode())
+            if status == "finished":
+                (self.path / "checkpoint.pt").unlink(missing_ok=True)
+            self.file.close()  # and with it the lock
+        except OSError as failure:
+            status, error = "failed", error or failure
         who = f"{self.args.env_id} {self.args.exp_name} seed {self.args.seed} {status}: {self.summary}"
         print(f"{who}, {self.envs.steps} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
         for env in self.envs.envs:
             with suppress(Exception):  # whatever an environment does when it is closed
                 env.close()
-        if isinstance(error, Exception) and not os.environ.get("ACPG_TRACEBACK"):
-            where = "{0.filename}:{0.lineno}; ACPG_TRACEBACK=1 shows all".format(traceback.extract_tb(tb)[-1])
-            what = f"{kind.__name__}: {' '.join(str(error).split())}"
-            sys.exit(f"error: at step {self.envs.steps}: {what} ({where})")
+        if isinstance(error, Exception):
+            if os.environ.get("ACPG_TRACEBACK"):
+                raise error
+            what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            where = "{0.filename}:{0.lineno}".format(traceback.extract_tb(error.__traceback__)[-1])
+            sys.exit(f"error: at step {self.envs.steps}: {what} ({where}; ACPG_TRACEBACK=1 shows all)")
+        if status == "interrupted":
+            sys.exit(128 + self.interrupted)
 
 
 if __name__ == "__main__":
@@ -472,25 +550,29 @@ if __name__ == "__main__":
         device = torch.device("cuda" if torch.cuda.is_available() and args.cuda else "cpu")
         envs = Envs(args)
         agent = Agent(envs.observation_space, envs.action_space, args).to(device)
-        run = Run(args, agent, envs)
-    except (ValueError, ImportError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        optimizer = Adam(agent.parameters())
+        run = Run(args, agent, optimizer, envs)
+    except Exception as error:
+        if os.environ.get("ACPG_TRACEBACK"):
+            raise
+        argument = "--run-dir: " * isinstance(error, OSError)
+        sys.exit(f"error: {argument}{' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit(130)
-    optimizer = Adam(agent.parameters())
-    if args.capture_video:
-        envs.envs[0] = gym.wrappers.RecordVideo(envs.envs[0], str(run.path / "videos"))
-    stats = []
-    iteration, baseline, last = 0, 0.0, False
     with run:
+        if args.capture_video:
+            envs.envs[0] = gym.wrappers.RecordVideo(envs.envs[0], str(run.path / "videos"))
+        stats = []
+        iteration, baseline = run.saved.get("loop", (0, 0.0))
+        last = False
         while not last:
             iteration += 1
             rng = np.random.default_rng((args.seed, iteration))  # anew each time, so that twins stay paired
             lr = args.learning_rate * (1.0 - args.anneal_lr * envs.steps / args.total_timesteps)
-            # Rollout until each environment has ended num_episodes (whichever end first would favour short ones);
+            # Rollout until each environment has ended num_episodes (the first to end would favour short ones);
             # the maximum of logits plus Gumbel noise is a sample from their softmax
             logged, envs.episodes = envs.episodes, []
-            next_obs = envs.reset(seeds=rng.integers(2**32, size=args.num_envs))
+            next_obs = envs.reset(rng)
             obs, actions, rewards, dones, kept = [], [], [], [], []
             ended = np.zeros(args.num_envs, dtype=np.int64)
             with torch.inference_mode():
@@ -527,14 +609,17 @@ if __name__ == "__main__":
                     why = "model.pt has the weights before it; lower --learning-rate, look for nan rewards"
                     sys.exit(f"error: non-finite loss at update {iteration} (step {envs.steps}): {why}")
             elif iteration == 1:
-                sys.exit(130 if run.interrupted else "error: --total-timesteps ends before the first batch")
+                sys.exit("error: --total-timesteps ends before the first batch")
             # Logs: losses are means since the last entry, collapse is of the last batch
-            if iteration % args.log_interval and not last:
+            checkpoint = args.checkpoint_interval and iteration % args.checkpoint_interval == 0 and not last
+            if iteration % args.log_interval and not checkpoint and not last:
                 continue
-            tags = {name: torch.stack([s[name] for s in stats]).mean().item() for name in stats[0]} if stats else {}
+            names = stats[0] if stats else ()
+            tags = {name: torch.stack([s[name] for s in stats]).mean().item() for name in names}
             tags["charts/learning_rate"] = lr
             if args.diagnostics_interval and (last or iteration % args.diagnostics_interval < args.log_interval):
                 tags |= diagnose(agent, b_obs, args.seed)
             run.log(tags, envs.steps)
             stats.clear()
-    sys.exit(130 if run.interrupted else 0)
+            if checkpoint:
+                run.save("checkpoint.pt", iteration, float(baseline))

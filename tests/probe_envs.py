@@ -295,11 +295,11 @@ class NotFinite(Probe):
 
 
 class Interrupted(Probe):
-    """Ctrl-C in the step number `step` of an instance, or in its first reset: a real signal to this process."""
+    """Ctrl-C `times` times in the step number `step` of an instance, or in its first reset: real signals."""
 
-    def __init__(self, step=None, **kwargs):
+    def __init__(self, step=None, times=1, **kwargs):
         super().__init__(**kwargs)
-        self.at, self.steps = step, 0
+        self.at, self.times, self.steps = step, times, 0
 
     def begin(self):
         if self.at is None:
@@ -308,7 +308,7 @@ class Interrupted(Probe):
 
     def advance(self, action):
         self.steps += 1
-        if self.steps == self.at:
+        for _ in range(self.times if self.steps == self.at else 0):
             os.kill(os.getpid(), signal.SIGINT)
         return super().advance(action)
 

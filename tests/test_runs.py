@@ -613,7 +613,7 @@ def test_fixed_layer_is_never_trained(script, layer, tmp_path):
     """The layer is a buffer that training and saving leave alone, bit for bit, and that the optimiser does not hold."""
     flags = ("--learning-rate", 1e-2, "--action-layer", layer, "--save-model")
     result = train(script, "Bandit", tmp_path / "run", *tiny(script, updates=16), *flags)
-    spaces = result.agent.observation_space, gym.make("probe_envs:Bandit-v0").action_space
+    spaces = result.envs.observation_space, gym.make("probe_envs:Bandit-v0").action_space
     torch.manual_seed(result.args.seed)
     fresh = result.Agent(*spaces, result.args)
     frozen = train(script, "Bandit", tmp_path / "frozen", *tiny(script), *FROZEN, "--action-layer", layer).agent

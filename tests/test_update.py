@@ -29,11 +29,12 @@ def optimizer(module, agent):
     return getattr(module, "Adam" if hasattr(module, "Adam") else "RMSprop")(agent.parameters())
 
 
-def batches(script, agent, count, size=32):
+def batches(script, agent, count, size=32, space=BOX):
     """What `update` takes in its batch, `count` times, as the agent's own data might be."""
     g = torch.Generator().manual_seed(1)
     for _ in range(count):
         obs, actions = torch.randn(size, 3, generator=g), torch.randint(4, (size,), generator=g)
+        obs = obs if space is BOX else torch.randint(2, 7, (size,), generator=g)
         advantages, noise = torch.randn(2, size, generator=g)
         if algorithm(script) == "reinforce":
             yield obs, actions, advantages
@@ -192,25 +193,28 @@ def graphs():
 
 
 @pytest.mark.parametrize(
-    ("script", "overrides"),
+    ("script", "space", "overrides"),
     [
-        *((script, {}) for script in WITH_CRITIC),
-        ("ppo_acpg", {"action_layer": "learned", "feature_constraint": "ball", "norm_adv": False, "clip_vloss": False}),
-        ("ppo_acpg", {"feature_constraint": "sphere"}),
-        ("a2c_acpg", {"feature_constraint": "none", "norm_adv": True}),
+        *((script, space, {}) for script in WITH_CRITIC for space in (BOX, DISCRETE)),
+        (
+            *("ppo_acpg", BOX),
+            {"action_layer": "learned", "feature_constraint": "ball", "norm_adv": False, "clip_vloss": False},
+        ),
+        ("ppo_acpg", BOX, {"feature_constraint": "sphere"}),
+        ("a2c_acpg", BOX, {"feature_constraint": "none", "norm_adv": True}),
     ],
 )
-def test_update_compiles_into_one_graph(script, overrides, graphs):
+def test_update_compiles_into_one_graph(script, space, overrides, graphs):
     """Forward, gradient, clipping and step without a break (fullgraph raises at one), the same numbers as without.
 
     The learning rate changes from update to update and does not make another graph of it.
     """
     found, backend = graphs
-    module, args, agent = setup(script, max_grad_norm=0.05, **overrides)
+    module, args, agent = setup(script, space, max_grad_norm=0.05, **overrides)
     twin = copy.deepcopy(agent)
     eager, compiled = optimizer(module, agent), optimizer(module, twin)
     update = torch.compile(module.update, fullgraph=True, backend=backend)
-    for i, batch in enumerate(batches(script, copy.deepcopy(agent), 5)):
+    for i, batch in enumerate(batches(script, copy.deepcopy(agent), 5, space=space)):
         lr = torch.tensor(1e-2 * (1 - i / 5))
         expected = module.update(agent, eager, args, lr, *batch)
         stats = update(twin, compiled, args, lr, *batch)
