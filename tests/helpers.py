@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import types
 import warnings
@@ -106,7 +107,9 @@ def run_script(script, env_id, run_dir=None, *more, terminal=False):
     """
     stdout, stderr, namespace, argv = io.StringIO(), Terminal() if terminal else io.StringIO(), {}, sys.argv
     path = sys.path.copy()  # to which the scripts append
-    status, handler = 0, signal.signal(signal.SIGINT, signal.default_int_handler)
+    status, hook = 0, threading.excepthook
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # (a shell starts what it puts into the background with Ctrl-C ignored)
 
     def show(message, category, filename, lineno, file=None, line=None):
@@ -127,8 +130,9 @@ def run_script(script, env_id, run_dir=None, *more, terminal=False):
             status = 1
             traceback.print_exc(file=stderr)
         finally:
-            sys.argv, sys.path[:] = argv, path
-            signal.signal(signal.SIGINT, handler)
+            sys.argv, sys.path[:], threading.excepthook = argv, path, hook
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return Result(status, stdout.getvalue(), stderr.getvalue(), namespace)
 
 

@@ -2,9 +2,7 @@
 
 import fcntl
 import json
-import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
