@@ -79,30 +79,53 @@ class Args:
 
 
 # Network ----------------------------------------------------------------------------------------------------
-def linear(inputs, outputs, gain=2**0.5):
-    layer = nn.Linear(inputs, outputs)
+def layer_init(layer, gain=2**0.5):
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
 
 
+def trunk(space, outputs, gain=2**0.5):
+    """The layers up to the last hidden one's output. Images (H, W, C) start with the Nature CNN's convolutions
+    (Mnih et al. 2015), or below 36 pixels with those of the MinAtar paper (Young and Tian 2019)."""
+    if len(space.shape) == 3:
+        (height, width, channels), layers = space.shape, []
+        large = min(height, width) >= 36
+        for filters, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)) if large else ((16, 3, 1),):
+            layers += [layer_init(nn.Conv2d(channels, filters, kernel, stride)), nn.ReLU()]
+            height, width, channels = (height - kernel) // stride + 1, (width - kernel) // stride + 1, filters
+        hidden = 512 if large else 128
+        layers += [nn.Flatten(), layer_init(nn.Linear(height * width * channels, hidden)), nn.ReLU()]
+    else:
+        hidden = 64
+        layers = [layer_init(nn.Linear(gym.spaces.flatdim(space), hidden)), nn.Tanh()]
+    return [*layers, layer_init(nn.Linear(hidden, outputs), gain)]
+
+
 class Agent(nn.Module):
-    """Actor and critic with separate trunks, for batches of Box (B, obs_dim) or Discrete (B,) observations.
+    """Actor and critic with separate trunks, for vectors (B, D), Discrete (B,) or images (B, H, W, C).
     Features (B, feature_dim) enter the action-selection layer, logits (B, num_actions) leave it."""
 
     def __init__(self, observation_space, action_space, args):
         super().__init__()
-        self.discrete = isinstance(observation_space, gym.spaces.Discrete)
-        self.first = int(observation_space.start) if self.discrete else 0
-        self.obs_dim = obs_dim = gym.spaces.flatdim(observation_space)
-        self.critic = nn.Sequential(linear(obs_dim, 64), nn.Tanh(), linear(64, 64), nn.Tanh(), linear(64, 1, 1.0))
-        self.backbone = nn.Sequential(linear(obs_dim, 64), nn.Tanh(), linear(64, args.feature_dim), nn.Tanh())
-        self.action_layer = linear(args.feature_dim, int(action_space.n), 0.01)
+        space = observation_space
+        self.discrete, self.image = isinstance(space, gym.spaces.Discrete), len(space.shape) == 3
+        if self.discrete:
+            self.first, self.states = int(space.start), int(space.n)
+        elif self.image:  # scaled by its bounds, where they are finite
+            low, high = torch.as_tensor(np.stack([space.low, space.high]), dtype=torch.float32)
+            known = (high > low) & (high - low < 1e30)
+            self.low = nn.Buffer(low.where(known, 0.0), persistent=False)
+            self.span = nn.Buffer((high - low).where(known, 1.0), persistent=False)
+        self.critic = nn.Sequential(*trunk(space, 64), nn.Tanh(), layer_init(nn.Linear(64, 1), 1.0))
+        self.backbone = nn.Sequential(*trunk(space, args.feature_dim), nn.Tanh())
+        self.action_layer = layer_init(nn.Linear(args.feature_dim, int(action_space.n)), 0.01)
 
     def encode(self, obs):
         if self.discrete:
-            obs = F.one_hot(obs.long() - self.first, self.obs_dim)
-        return obs.to(self.action_layer.weight.dtype)
+            obs = F.one_hot(obs.long() - self.first, self.states)
+        obs = obs.to(self.action_layer.weight.dtype)
+        return ((obs - self.low) / self.span).permute(0, 3, 1, 2) if self.image else obs
 
     def features(self, obs):
         return self.backbone(self.encode(obs))
@@ -245,7 +268,10 @@ def collapse_metrics(features, actions, weight, bias=None):
 @torch.no_grad()
 def diagnose(agent, obs, seed):
     """collapse/* of distinct observations labelled by the greedy action; collapse_null/*: labels permuted."""
-    features = agent.features(obs.unique(dim=0))  # repeated ones, of equal features, would fake collapse
+    rows = obs.reshape(len(obs), -1).cpu().numpy()
+    rows = rows + rows.dtype.type(0)  # -0.0 becomes 0.0
+    distinct = {hashlib.sha256(row).digest(): i for i, row in enumerate(rows)}  # repeated ones would fake collapse
+    features = agent.features(obs[[i for _, i in sorted(distinct.items())]])
     layer, probs = agent.action_layer, agent.action_layer(features).softmax(-1)
     greedy = probs.argmax(-1)
     permutation = torch.randperm(len(greedy), generator=torch.Generator().manual_seed(seed)).to(greedy.device)
@@ -283,6 +309,24 @@ def check_args(args):
         raise ValueError("--compile needs a C++ compiler (g++ or clang++); install one or drop --compile")
 
 
+def adapt(env):
+    """`env` with observations for Agent: Discrete, vectors, images (H, W, C), and all else flattened. Raises
+    ValueError for what gymnasium cannot flatten, for channels first, for actions that are not Discrete."""
+    space = env.observation_space
+    if not isinstance(env.action_space, gym.spaces.Discrete):
+        raise ValueError(f"actions are {env.action_space}, not Discrete; wrap it as in docs/environments.md")
+    size = space.shape if isinstance(space, gym.spaces.Box) else ()
+    if len(size) == 3 and 5 <= min(size[1:]) > size[0]:
+        raise ValueError(f"its observations {size} have channels first; wrap it in a TransformObservation")
+    if isinstance(space, gym.spaces.Discrete) or len(size) == 1 or len(size) == 3 and min(size[:2]) >= 5:
+        return env
+    with suppress(NotImplementedError):
+        flattened = gym.wrappers.FlattenObservation(env)
+        if isinstance(flattened.observation_space, gym.spaces.Box) and "Text(" not in str(space):
+            return flattened
+    raise ValueError(f"its observations {space} cannot be flattened; wrap it in a TransformObservation")
+
+
 class Envs:
     """`num_envs` environments, stepped in turn; the step that ends an episode also resets it. Ignores infos,
     copies observations at once. `episodes` collects (environment, return, length) of those that end."""
@@ -292,18 +336,16 @@ class Envs:
         try:
             kwargs = json.loads(args.env_kwargs) | ({"render_mode": "rgb_array"} if args.capture_video else {})
             make = partial(gym.make, args.env_id, max_episode_steps=args.max_episode_steps, **kwargs)
-            self.envs = [make(disable_env_checker=True if i else None) for i in range(args.num_envs)]
+            self.envs = [adapt(make(disable_env_checker=True if i else None)) for i in range(args.num_envs)]
         except Exception as error:
             what = f"--env-id {args.env_id} --env-kwargs {args.env_kwargs}: {type(error).__name__}: {error}"
             where = f" (not installed, nor in {os.getcwd()}; pip install)" if isinstance(error, ImportError) else ""
             raise ValueError(what + where) from error
-        space, self.action_space = self.envs[0].observation_space, self.envs[0].action_space
-        flat = isinstance(space, gym.spaces.Discrete) or isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        if not flat or not isinstance(self.action_space, gym.spaces.Discrete):
-            needed = "Discrete actions and flat Box or Discrete observations (FlattenObservation?)"
-            raise ValueError(f"--env-id {args.env_id} has {self.action_space}, {space}; needed are {needed}")
-        dtype = np.float32 if np.issubdtype(space.dtype, np.floating) else space.dtype
-        self.observation_space = space
+        env = self.envs[0]
+        if isinstance(env, gym.wrappers.FlattenObservation):
+            print(f"{env.env.observation_space} observations are flattened to {env.observation_space.shape}")
+        self.observation_space, self.action_space = space, _ = env.observation_space, env.action_space
+        dtype = np.float32 if space.dtype.kind == "f" else space.dtype
         self.obs, self.after = self.buffers = np.zeros((2, args.num_envs, *space.shape), dtype=dtype)
         self.rewards, self.terminations, self.truncations = np.zeros((3, args.num_envs), dtype=np.float32)
         self.steps, self.episodes, self.running = 0, [], [(0.0, 0)] * args.num_envs  # running: return, length
@@ -335,7 +377,7 @@ class Envs:
         return self.obs, self.rewards, self.terminations, self.truncations, self.after
 
     def check(self):
-        if not np.isfinite(self.buffers).all():
+        if self.obs.dtype.kind == "f" and not np.isfinite(self.buffers).all():
             raise ValueError("the observation is not finite")
 
 
@@ -421,9 +463,9 @@ class Run(AbstractContextManager):
                 raise ValueError(f"--run-dir {path}: another run is writing there; choose another") from error
         if path != base:
             print(f"{base} is taken by another run: this one goes to {path}", flush=True)
-        return path, file, self.load(path, read_run(path)) if args.resume else {}
+        return path, file, self.last_checkpoint(path, read_run(path)) if args.resume else {}
 
-    def load(self, path, old):
+    def last_checkpoint(self, path, old):
         """The checkpoint in `path`, put into agent and optimizer, {} without one; run.json there is `old`."""
         if old and old.get("script_sha256") != self.record["script_sha256"]:
             raise ValueError(f"--resume: {path} is of another version of the script; drop it to start over")
@@ -462,9 +504,9 @@ class Run(AbstractContextManager):
 
     def log(self, tags, step):
         """Make an entry of the event file and of progress.csv, where None leaves a gap, and show progress."""
-        seconds, total = time.perf_counter() - self.start, self.args.total_timesteps
+        seconds, total, episodes = time.perf_counter() - self.start, self.args.total_timesteps, self.envs.episodes
         if step > 0:
-            _, mean, length = np.mean(self.envs.episodes, axis=0).tolist() if self.envs.episodes else [None] * 3
+            _, mean, length = np.mean(episodes, axis=0).tolist() if episodes else [None] * 3
             charts = {"charts/episodic_return": mean, "charts/episodic_length": length}
             tags = charts | {"charts/SPS": step / seconds} | tags
         for tag, value in tags.items():
@@ -478,8 +520,8 @@ class Run(AbstractContextManager):
             self.csv.writeheader()
         self.csv.writerows(self.rows)
         self.rows.clear()
-        self.returns.extend(episode[1] for episode in self.envs.episodes)
-        self.envs.episodes.clear()
+        self.returns.extend(episode[1] for episode in episodes)
+        episodes.clear()
         if self.returns:
             self.summary = f"mean return {np.mean(self.returns):.1f} over the last {len(self.returns)} episodes"
         self.bar.set_postfix_str(self.summary, refresh=False)

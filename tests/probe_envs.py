@@ -11,7 +11,7 @@ from collections import namedtuple
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiBinary, MultiDiscrete, Sequence, Text, Tuple
 
 Call = namedtuple("Call", "env kind obs action reward after terminated truncated seed", defaults=(None,) * 6)
 CALLS = []  # every reset and step of the recording environments, in order, for as long as nobody clears it
@@ -432,6 +432,87 @@ class ScalarObservation(Probe):
 
     def show(self):
         return np.float32(1.0)
+
+
+class MixedObservation(Probe):
+    """Dictionary, tuple and the other kinds of spaces that gymnasium flattens."""
+
+    observation_space = Dict(
+        {
+            "state": Discrete(3, start=1),
+            "rest": Tuple((MultiDiscrete([2, 3]), MultiBinary(2), Box(-1.0, 1.0, (2, 2), dtype=np.float64))),
+        }
+    )
+
+    def show(self):
+        rest = (np.array([1, 2]), np.array([0, 1], dtype=np.int8), np.full((2, 2), 0.5))
+        return {"state": 1 + self.state % 3, "rest": rest}
+
+
+class TextObservation(Probe):
+    """Observations that are words."""
+
+    observation_space = Text(8)
+
+    def show(self):
+        return "word"
+
+
+class DictTextObservation(Probe):
+    """Words beside numbers."""
+
+    observation_space = Dict({"mission": Text(8), "position": Box(-1.0, 1.0, (1,), dtype=np.float32)})
+
+    def show(self):
+        return {"mission": "word", "position": np.ones(1, dtype=np.float32)}
+
+
+class GraphObservation(Probe):
+    """Observations that are a graph."""
+
+    observation_space = Graph(Box(-1.0, 1.0, (1,)), None)
+
+
+class SequenceObservation(Probe):
+    """Observations of any length."""
+
+    observation_space = Sequence(Box(-1.0, 1.0, (1,)))
+
+
+class ChannelsFirst(Probe):
+    """An image of three channels, (C, H, W)."""
+
+    observation_space = Box(0, 255, (3, 24, 32), dtype=np.uint8)
+
+    def show(self):
+        return np.zeros((3, 24, 32), dtype=np.uint8)
+
+
+class Image(Probe):
+    """An image (size, size, channels) between `low` and `high` in which a column of pixels shows which action is right.
+
+    One action of three is, and pays 1. The second channel is noise, of which no network should make anything.
+    """
+
+    action_space = Discrete(3)
+
+    def __init__(self, size=10, dtype="uint8", low=0, high=255, channels=2, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = Box(low, high, (size, size, channels), dtype=np.dtype(dtype).type)
+        self.range = low, high
+
+    def begin(self):
+        return int(self.np_random.integers(3))
+
+    def show(self):
+        low, high = self.range
+        image = np.full(self.observation_space.shape, low, dtype=self.observation_space.dtype)
+        image[:, self.state, 0] = high
+        image[..., 1] = np.where(self.np_random.random(image.shape[:2]) < 0.5, low, high)
+        return image
+
+    def advance(self, action):
+        return float(action == self.state), True, False
 
 
 def subclasses(kind):

@@ -106,16 +106,17 @@ def test_missing_extra(script, env_id, package, tmp_path, monkeypatch):
         ("BoxAction", "action"),
         ("Pendulum-v1", "action"),
         ("MultiDiscreteAction", "action"),
-        ("DictObservation", "observation"),
-        ("MatrixObservation", "observation"),
-        ("ScalarObservation", "observation"),
-        ("Blackjack-v1", "observation"),
+        ("TextObservation", "observation"),
+        ("DictTextObservation", "observation"),
+        ("GraphObservation", "observation"),
+        ("SequenceObservation", "observation"),
+        ("ChannelsFirst", "channels first"),
     ],
 )
 def test_unsupported_spaces(script, env_id, what, tmp_path):
-    """Continuous and multiple actions; dictionary, tuple, matrix and scalar observations."""
+    """Continuous and multiple actions; texts, graphs and sequences, also inside others; images the wrong way round."""
     line = refused(script, env_id, tmp_path / "run", *tiny(script))
-    assert env_id in line and what in line.lower()
+    assert env_id in line and what in line.lower() and "wrap" in line
 
 
 @every

@@ -17,8 +17,8 @@ ONLY_ALGORITHM = {
     "a2c": {"compute_gae", "a2c_loss", "RMSprop"},
     "reinforce": {"compute_returns", "reinforce_loss", "Adam"},
 }
-EVERYWHERE = {"Args", "linear", "Agent", "update"} | {
-    *("COLLAPSE_METRICS", "collapse_metrics", "diagnose", "check_args", "Envs", "run_name", "read_run", "Run")
+EVERYWHERE = {"Args", "layer_init", "trunk", "Agent", "update"} | {
+    *("COLLAPSE_METRICS", "collapse_metrics", "diagnose", "check_args", "adapt", "Envs", "run_name", "read_run", "Run")
 }
 MAY_DIFFER = {  # by name, with the reason
     "Args": "each algorithm has options of its own, and ACPG those of its layer; fields that are shared are held below",
@@ -26,7 +26,7 @@ MAY_DIFFER = {  # by name, with the reason
     "Agent": "ACPG's network ends in another layer, REINFORCE's has no critic; methods are held below",
     "update": "calls the loss, which has the algorithm's name, and says whether it is compiled; held below",
 }
-LINES = {"ppo": 675, "a2c": 650, "reinforce": 630}  # of the ACPG script at most; its baseline is shorter
+LINES = {"ppo": 715, "a2c": 690, "reinforce": 670}  # of the ACPG script at most; its baseline is shorter
 MAIN_LINES = 110
 BANNERS = {
     "method": "The method: a fixed simplex ETF",
@@ -236,7 +236,7 @@ def test_sections(script):
     assert [re.sub(" -+$", "", line)[2:] for line in banners] == [BANNERS["method"]] * (script in ACPG) + expected
     names = list(blocks(script))
     assert names[0] == "Args" and names[-1] == "__main__"
-    assert names[1] == ("simplex_etf" if script in ACPG else "linear")
+    assert names[1] == ("simplex_etf" if script in ACPG else "layer_init")
     assert lines.index(banners[0]) < next(i for i, line in enumerate(lines) if f" {names[1]}(" in line)
 
 
