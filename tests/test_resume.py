@@ -84,7 +84,7 @@ def same(one, other):
 def test_resumed_run_equals_an_uninterrupted_one(script, after, tmp_path, monkeypatch):
     """Weights and progress.csv, wherever it was killed; and what is in the event files is what is in progress.csv."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train(script, "CartPole-v1", whole, *flags(script))
+    uninterrupted = train(script, "CartPole-v1", whole, *flags(script))
     killed(monkeypatch, script, "CartPole-v1", cut, *flags(script), after=after)
     assert read_record(cut)["status"] == "running"
     result = train(script, "CartPole-v1", cut, *flags(script), "--resume")
@@ -93,6 +93,7 @@ def test_resumed_run_equals_an_uninterrupted_one(script, after, tmp_path, monkey
     assert same(whole, cut)
     assert read_record(cut)["status"] == "finished" and not (cut / "checkpoint.pt").exists()
     assert read_record(cut)["final_return"] == read_record(whole)["final_return"]
+    assert result.run.returns == uninterrupted.run.returns  # of which those before the checkpoint, too, are the last
     assert read_record(cut)["wall_time"] > 0
     steps = [int(row["global_step"]) for row in read_progress(cut)]
     events = helpers.EventAccumulator(str(cut), size_guidance={"scalars": 0}).Reload()
