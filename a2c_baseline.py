@@ -530,7 +530,8 @@ class Run(AbstractContextManager):
         except OSError as failure:
             status, error = "failed", error or failure
         who = f"{self.args.env_id} {self.args.exp_name} seed {self.args.seed} {status}: {self.summary}"
-        print(f"{who}, {self.envs.steps} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"{who}, {self.envs.steps} steps in {seconds:.1f} s, logs in {self.path}", flush=True)
         for env in self.envs.envs:
             with suppress(Exception):  # whatever an environment does when it is closed
                 env.close()

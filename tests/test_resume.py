@@ -2,7 +2,10 @@
 
 import fcntl
 import json
+import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -391,6 +394,33 @@ def test_signals_end_a_run_like_ctrl_c(script, name, tmp_path):
     assert record["status"] == "interrupted"
     assert int(read_progress(run_dir)[-1]["global_step"]) == record["global_step"]
     assert (run_dir / "model.pt").exists() and (run_dir / "checkpoint.pt").exists()
+
+
+@one
+def test_terminal_closed(script, tmp_path):
+    """The signal that a closed terminal sends, with nowhere left to print to."""
+    run_dir = tmp_path / "run"
+    command = [sys.executable, str(helpers.ROOT / f"{script}.py"), "--total-timesteps", "50000000"]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(command[0], [*command, "--run-dir", str(run_dir)])
+    try:
+        for _ in range(600):
+            if select.select([terminal], [], [], 0.05)[0]:
+                os.read(terminal, 1000)
+            if (run_dir / "progress.csv").exists() and len(read_progress(run_dir)) > 2:
+                break
+        os.close(terminal)
+        for _ in range(300):
+            ended, status = os.waitpid(process, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.1)
+        assert ended and os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    finally:
+        if not ended:
+            os.kill(process, signal.SIGKILL)
+    assert read_record(run_dir)["status"] == "interrupted" and (run_dir / "model.pt").exists()
 
 
 @pytest.mark.parametrize("script", ["reinforce_acpg"])
