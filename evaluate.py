@@ -18,9 +18,10 @@ import math
 import os
 import sys
 import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -34,7 +35,7 @@ SCRIPTS = [f"{algorithm}_{arm}" for algorithm in ("ppo", "a2c", "reinforce") for
 @dataclass
 class Args:
     run: Annotated[Path, tyro.conf.Positional]
-    """folder of a run made with --save-model, or its model.pt"""
+    """folder of a run made with --save-model, or its model.pt, or a checkpoint.pt"""
     episodes: int = 20
     """episodes played greedily, and as many by sampling"""
     seed: int = 1000
@@ -45,6 +46,8 @@ class Args:
     num_states: int = 2000
     """states to collect before repeated ones are dropped; where there is a transition table, all its states are
     taken"""
+    max_steps: int = 100_000
+    """steps after which an episode that has not ended is cut, its return so far being counted"""
     env_id: str = ""
     """the environment, to be confirmed where its id names a module, which loading it runs"""
     out: str = ""
@@ -57,6 +60,36 @@ def fail(message):
     sys.exit(f"error: {message}")
 
 
+def check_numbers(args, **bounds):
+    """End in one line if an option is not a number between its bounds (low, high), or is an empty list.
+
+    Every option with numbers needs bounds; None, text and flags pass.
+    """
+    for name, value in vars(args).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, list) and not value:
+            fail(f"{flag} needs at least one value")
+        for x in value if isinstance(value, list) else [value]:
+            if type(x) in (int, float) and not bounds[name][0] <= x <= bounds[name][1]:
+                fail(f"{flag} must lie between {bounds[name][0]} and {bounds[name][1]}, got {x}")
+
+
+def check_run(module, run):
+    """Raise ValueError or TypeError unless `run` are arguments of the script `module`, of the right types and sizes."""
+    for name, kind in get_type_hints(module.Args).items():
+        value = run.get(name, getattr(module.Args, name, None))  # what older checkpoints lack has its default
+        allowed = get_args(kind) if get_origin(kind) is Literal else ()
+        if (
+            allowed
+            and value not in allowed
+            or not allowed
+            and not isinstance(value, kind | int if kind is float else kind)
+        ):
+            raise ValueError(f"{name} is {str(value)[:50]}")
+    needless = {"compile": False, "capture_video": False, "track": False}  # for which packages may be missing
+    module.check_args(argparse.Namespace(**(vars(module.Args()) | run | needless)))
+
+
 def load(args):
     """(agent, arguments of the run, environment) from a checkpoint; anything else than one ends in one line, and runs
     nothing.
@@ -66,8 +99,10 @@ def load(args):
     """
     path = args.run / "model.pt" if args.run.is_dir() else args.run
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
             warnings.simplefilter("ignore")
+            if damaged := archive.testzip():  # torch does not look at the checksums
+                fail(f"{path} is damaged ({damaged}); take another checkpoint")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         fail(f"{path} does not exist; train with --save-model")
@@ -88,16 +123,19 @@ def load(args):
         fail(
             f"{path} names the environment {env_id}, whose module would be imported; confirm it with --env-id {env_id}"
         )
+    module = importlib.import_module(script)
+    try:
+        check_run(module, run)
+    except (ValueError, TypeError, AttributeError) as error:
+        fail(f"{path} has arguments that {script}.py does not take: {' '.join(str(error).split())[:200]}")
     sys.path.append(os.getcwd())  # where the scripts look for modules, too
     video = {"render_mode": "rgb_array"} if args.video else {}  # which not every environment takes
     try:
-        env = gym.make(env_id, max_episode_steps=limit, **kwargs, **video)
+        env = module.adapt(gym.make(env_id, max_episode_steps=limit, **kwargs, **video))
     except Exception as error:
         fail(f"{path}: its environment {env_id} cannot be made: {' '.join(str(error).split())}")
     try:
-        agent = importlib.import_module(script).Agent(
-            env.observation_space, env.action_space, argparse.Namespace(**run)
-        )
+        agent = module.Agent(env.observation_space, env.action_space, argparse.Namespace(**run))
         agent.load_state_dict(state)
     except Exception as error:
         fail(f"{path} does not fit {env_id}: {' '.join(str(error).split())[:200]}")
@@ -105,25 +143,28 @@ def load(args):
 
 
 @torch.no_grad()
-def play(agent, env, episodes, seed, greedy):
-    """(returns, observations met) of seeded episodes: by the agent, greedy or sampling, or without one by random
-    actions."""
+def play(agent, env, episodes, seed, greedy, max_steps=100_000, keep=True):
+    """(returns, observations met, episodes cut after `max_steps`) of seeded episodes: by the agent, greedy or sampling,
+    or without one by random actions. Observations are kept only where asked for."""
     rng, start = np.random.default_rng(seed), int(env.action_space.start)
-    returns, met = [], []
+    returns, met, cut = [], [], 0
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
-        total, over = 0.0, False
-        while not over:
-            met.append(np.asarray(obs, dtype=np.float32))
+        total, over, steps = 0.0, False, 0
+        while not over and steps < max_steps:
+            obs, steps = np.asarray(obs, dtype=np.float32), steps + 1
+            if keep:
+                met.append(obs.copy())
             if agent is None:
                 action = int(rng.integers(env.action_space.n))
             else:
-                logits = agent.logits(torch.as_tensor(met[-1]).unsqueeze(0)).squeeze(0).numpy()
+                logits = agent.logits(torch.as_tensor(obs).unsqueeze(0)).squeeze(0).numpy()
                 action = int((logits if greedy else logits + rng.gumbel(size=logits.shape)).argmax())
             obs, reward, terminated, truncated, _ = env.step(action + start)
             total, over = total + float(reward), terminated or truncated
         returns.append(total)
-    return np.array(returns), np.stack(met)
+        cut += not over
+    return np.array(returns), np.stack(met) if met else None, cut
 
 
 def transition_tables(table, gamma):
@@ -182,7 +223,8 @@ def labelled_states(args, agent, run, env):
         for i in range(1000):
             if len(met) >= args.num_states:
                 break
-            more = play(agent if args.states == "own" else None, env, 1, args.seed + i, greedy=False)[1]
+            player = agent if args.states == "own" else None
+            more = play(player, env, 1, args.seed + i, greedy=False, max_steps=args.num_states)[1]
             met = np.concatenate([met, more])
         met = met[: args.num_states]
     else:
@@ -192,6 +234,12 @@ def labelled_states(args, agent, run, env):
             fail(f"--states {args.states} cannot be read as an array of observations ({error}); or use random or own")
         if met.shape[1:] != np.shape(env.observation_space.sample()) or not len(met):
             fail(f"--states {args.states} has shape {met.shape}, which does not fit {run['env_id']}")
+        space = env.observation_space
+        low, high = (
+            (space.low, space.high) if isinstance(space, gym.spaces.Box) else (space.start, space.start + space.n - 1)
+        )
+        if not np.isfinite(met).all() or not ((met >= low) & (met <= high)).all():
+            fail(f"--states {args.states} holds states that are not finite or outside {run['env_id']}'s {space}")
     return np.unique(met, axis=0), None, "greedy, which flatters: compare with the null"
 
 
@@ -244,9 +292,7 @@ def draw(features, labels, weight, title, path):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
-    for name in ("episodes", "num_states"):
-        if getattr(args, name) < 2:
-            fail(f"--{name.replace('_', '-')} must be at least 2, got {getattr(args, name)}")
+    check_numbers(args, episodes=(2, 10**6), seed=(0, 2**31), num_states=(2, 10**7), max_steps=(1, 10**9))
     torch.set_num_threads(1)
     agent, run, env = load(args)
     out = Path(args.out) if args.out else (args.run if args.run.is_dir() else args.run.parent)
@@ -256,13 +302,15 @@ def main():
         fail(f"--out {out} cannot be written: {error.strerror}")
     result = {"env_id": run["env_id"], "episodes": args.episodes, "seed": args.seed}
     for name, greedy in (("greedy", True), ("sampled", False)):
-        returns, _ = play(agent, env, args.episodes, args.seed, greedy)
+        returns, _, cut = play(agent, env, args.episodes, args.seed, greedy, args.max_steps, keep=False)
         low, high = returns[:2]
         if np.ptp(returns):
             low, high = stats.t.interval(0.95, len(returns) - 1, returns.mean(), stats.sem(returns))
-        result[name] = {"mean": returns.mean(), "low": low, "high": high, "returns": returns.tolist()}
+        result[name] = {"mean": returns.mean(), "low": low, "high": high, "cut": cut, "returns": returns.tolist()}
         interval = f"[{low:.1f}, {high:.1f}], 95 % interval over {args.episodes} episodes"
         print(f"{name:8} mean return {returns.mean():.1f} {interval}")
+        if cut:
+            print(f"{cut} of them had not ended after --max-steps {args.max_steps}: their returns so far are counted")
     obs, labels, kind = labelled_states(args, agent, run, env)
     with torch.no_grad():
         features = agent.features(torch.as_tensor(obs))
@@ -291,7 +339,7 @@ def main():
         recorded = gym.wrappers.RecordVideo(
             env, str(out / "videos"), episode_trigger=lambda _: True, name_prefix="evaluation"
         )
-        play(agent, recorded, 1, args.seed, greedy=True)
+        play(agent, recorded, 1, args.seed, greedy=True, max_steps=args.max_steps, keep=False)
         recorded.close()
     env.close()
     print(f"written to {out}")

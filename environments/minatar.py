@@ -54,7 +54,7 @@ class MinAtar(gym.Env):
         return PALETTE[index].repeat(16, axis=0).repeat(16, axis=1)
 
 
-# Freeway calls its limit of 2,500 frames an end, one step later; since no observation shows the time, it is a truncation
+# Freeway calls its limit of 2,500 frames an end, one step later; as no observation shows the time, it is a truncation
 # here. The other games end by mistakes alone: only play that makes none gets to 10,000.
 LIMITS = {"asterix": 10_000, "breakout": 10_000, "freeway": 2_500, "seaquest": 10_000, "space_invaders": 10_000}
 for game, limit in LIMITS.items():

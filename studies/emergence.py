@@ -25,7 +25,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from environments.ideal_cliff import IdealCliffWalking  # noqa: E402
-from evaluate import optimal_actions, optimal_values, transition_tables  # noqa: E402
+from evaluate import check_numbers, optimal_actions, optimal_values, transition_tables  # noqa: E402
 from ppo_acpg import collapse_metrics, simplex_etf  # noqa: E402
 
 # Cells: the ideal setting, and each with one condition taken away
@@ -238,15 +238,8 @@ def main():
     for option, names, known in (("--cells", args.cells, CELLS), ("--layers", args.layers, LAYERS)):
         if unknown := set(names) - set(known):
             raise SystemExit(f"error: {option} {', '.join(sorted(unknown))}: unknown; choose from {', '.join(known)}")
-    for option, value, least in (
-        ("--seeds", args.seeds, 2),
-        ("--steps", args.steps, 1),
-        ("--samples", args.samples, 1),
-    ):
-        if value < least:
-            raise SystemExit(f"error: {option} must be at least {least}, got {value}")
-    if not (args.learning_rate > 0 and args.scale > 0 and 0 <= args.gamma < 1):
-        raise SystemExit("error: --learning-rate and --scale must be positive, --gamma at least 0 and below 1")
+    counts = {"seeds": (2, 10**4), "steps": (1, 10**7), "samples": (1, 10**6)}
+    check_numbers(args, **counts, learning_rate=(1e-12, 1e3), scale=(1e-6, 1e6), gamma=(0, 1 - 1e-6))
     torch.set_num_threads(1)
     try:
         args.out.mkdir(parents=True, exist_ok=True)

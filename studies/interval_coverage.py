@@ -1,18 +1,36 @@
 """How often the intervals of report.py hold the truth at ten values: the tables in docs/benchmark.md.
 
     python studies/interval_coverage.py
+    python studies/interval_coverage.py --tasks 4 --trials 500 --resamples 500
 
 Prints markdown, for means of samples and for the aggregates of whole sweeps; takes about an hour.
 """
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import tyro
 from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
 import report  # noqa: E402
+from evaluate import check_numbers  # noqa: E402
+
+
+@dataclass
+class Args:
+    tasks: list[int] = field(default_factory=lambda: [1, 4, 12])
+    """numbers of tasks in the sweeps"""
+    samples: int = 5000
+    """samples of each distribution"""
+    trials: int = 2000
+    """sweeps of each kind"""
+    resamples: int = 1000
+    """bootstrap resamples"""
+
 
 SAMPLES = {
     "normal": (lambda rng: rng.normal(size=10), 0.0),
@@ -78,12 +96,14 @@ def of_aggregates(tasks, skewed, level=0.95, trials=500, resamples=1000, rng=Non
 
 
 def main():
-    of_means()
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    check_numbers(args, tasks=(1, 1000), samples=(2, 10**7), trials=(2, 10**7), resamples=(50, 10**6))
+    of_means(args.samples)
     names = [row[1] for row in report.AGGREGATES]
     print(f"\n| tasks, scores | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
-    for tasks in (1, 4, 12):
+    for tasks in args.tasks:
         for skewed in (False, True):
-            ours, plain = of_aggregates(tasks, skewed, trials=2000)
+            ours, plain = of_aggregates(tasks, skewed, trials=args.trials, resamples=args.resamples)
             cells = [f"{100 * a:.1f} % ({100 * b:.1f} %)" for a, b in zip(ours, plain, strict=True)]
             print(f"| {tasks}, {'gamma' if skewed else 'normal'} | {' | '.join(cells)} |", flush=True)
 

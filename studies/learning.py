@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +28,9 @@ import numpy as np
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from evaluate import check_numbers  # noqa: E402
+
 RUNS = ROOT / "runs" / "learning"
 RATES = ("2.5e-4", "8e-4", "2e-3")
 TANH = "--feature-constraint tanh --etf-scale 1 --feature-gain 0.1"
@@ -99,8 +102,8 @@ class Args:
         tyro.conf.Positional,
     ]
     """which runs"""
-    seeds: list[int] = field(default_factory=list)
-    """their seeds; empty means the study's own"""
+    seeds: list[int] | None = None
+    """their seeds; default: the study's own"""
     jobs: int = 2
     """runs at a time"""
 
@@ -149,6 +152,7 @@ def mean_error(values):
 
 def main():
     args = tyro.cli(Args)
+    check_numbers(args, seeds=(0, 2**32 - 1), jobs=(1, 10**4))
     own = {"tune": range(101, 106), "cartpole": range(1, 6)}.get(args.study.split("-")[0], range(1, 11))
     seeds = args.seeds or own
     with ThreadPoolExecutor(args.jobs) as pool:

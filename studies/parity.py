@@ -22,6 +22,9 @@ import numpy as np
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from evaluate import check_numbers  # noqa: E402
+
 RUNS = ROOT / "runs" / "parity"
 MARGINS = {"CartPole-v1": {"auc": 25, "final": 25}, "LunarLander-v3": {"auc": 40, "final": 60}}
 
@@ -194,6 +197,7 @@ def curve_ours(comparison, seed):
 
 def main():
     args = tyro.cli(Args)
+    check_numbers(args, seeds=(2, 10**4), jobs=(1, 10**4))
     if args.sb3:
         index, seed, path = args.sb3.split(":", 2)
         return run_sb3(COMPARISONS[int(index)], int(seed), path)
@@ -203,7 +207,10 @@ def main():
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
             [
-                [pool.submit(curve, comparison, comparison.first + i) for i in range(args.seeds or comparison.seeds)]
+                [
+                    pool.submit(curve, comparison, comparison.first + i)
+                    for i in range(comparison.seeds if args.seeds is None else args.seeds)
+                ]
                 for curve in (curve_ours, curve_sb3)
             ]
             for comparison in COMPARISONS

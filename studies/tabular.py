@@ -20,9 +20,11 @@ from pathlib import Path
 import gymnasium as gym
 import tyro
 
-from emergence import AC, interval, judge
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from emergence import AC, interval, judge  # noqa: E402
+from evaluate import check_numbers  # noqa: E402
+
 METRICS = [*AC, "mean_weight_cosine"]
 # At the default learning rate neither script learns these two in the budget. Seed 101 learned CliffWalking at this one.
 FLAGS = {"CliffWalking-v1": "--learning-rate 2.5e-3", "Taxi-v4": "--learning-rate 2.5e-3"}
@@ -75,6 +77,7 @@ def name(metric):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    check_numbers(args, seeds=(2, 10**4), total_timesteps=(1, 10**9))
     for env_id in args.envs:
         try:
             table_known = hasattr(gym.make(env_id).unwrapped, "P")
@@ -94,7 +97,7 @@ def main():
             str(args.out),
         ]
         command += ["--seeds", str(args.seeds), f"--extra=--save-model {FLAGS.get(env_id, '')}"]
-        command += ["--total-timesteps", str(args.total_timesteps)] if args.total_timesteps else []
+        command += ["--total-timesteps", str(args.total_timesteps)] if args.total_timesteps is not None else []
         if status := subprocess.run(command, check=False).returncode:
             sys.exit(status)
     rows = defaultdict(list)

@@ -2,7 +2,7 @@
 
     python studies/theory.py
     python studies/theory.py --advantages 1 1 0 --scales 0.5 1 2 4 8 --out results/theory_ties
-    python studies/theory.py --num-actions 6 --advantages --imbalance 10
+    python studies/theory.py --num-actions 6 --imbalance 10
 
 Activations h are free but for |h| <= 1, logits are scale * W h. For one state with advantages A the script finds the
 activation that maximises sum_a pi(a) A(a) (the policy gradient's objective) or log pi(a*) (likelihood), for a fixed
@@ -24,15 +24,16 @@ from scipy.optimize import minimize
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from evaluate import check_numbers  # noqa: E402
 from ppo_acpg import simplex_etf  # noqa: E402
 
 
 @dataclass
 class Args:
     advantages: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.0, -1.0])
-    """advantages of one state's actions; empty: drawn at random"""
-    num_actions: int = 4
-    """actions, where the advantages are drawn"""
+    """advantages of one state's actions"""
+    num_actions: int | None = None
+    """so many advantages, drawn at random, in place of --advantages"""
     feature_dim: int = 8
     """dimension of the activations"""
     scales: list[float] = field(default_factory=lambda: [0.1, 0.316, 1.0, 3.16, 10.0, 31.6, 100.0])
@@ -165,10 +166,12 @@ def draw_gaps(states, num_actions, imbalance, seed):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    counts = {"num_actions": (2, 10**4), "feature_dim": (1, 10**4), "states": (2, 10**5), "seed": (0, 2**32 - 1)}
+    check_numbers(args, **counts, advantages=(-1e6, 1e6), scales=(1e-6, 1e6), imbalance=(1e-6, 1e6))
     rng = np.random.default_rng(args.seed)
-    if min([args.imbalance, *args.scales]) <= 0 or not args.scales:
-        raise SystemExit("error: --scales and --imbalance must be positive")
-    advantages = args.advantages or rng.uniform(-1, 1, size=max(args.num_actions, 0)).round(2).tolist()
+    advantages = args.advantages
+    if args.num_actions is not None:
+        advantages = rng.uniform(-1, 1, size=args.num_actions).round(2).tolist()
     k = len(advantages)
     try:
         etf = simplex_etf(k, args.feature_dim, torch.Generator().manual_seed(args.seed)).double()

@@ -35,6 +35,8 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from evaluate import check_numbers  # noqa: E402
+
 TURN, POLL = 0.2, 0.004  # seconds that a program runs for, and after which its log is looked at again
 # parts of a script's time: each begins at this comment in its loop; the environments' time is part of none
 SECTIONS = {"Rollout": "acting", "Advantages": "values and GAE", "Update": "update", "Logs": "the rest"}
@@ -142,13 +144,29 @@ def send(process, number):
         os.killpg(process.pid, number)
 
 
+@contextlib.contextmanager
+def deferred():
+    """SIGINT and SIGTERM wait for the end of the block, so that none comes between a start and the note of it."""
+    came = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 def race(programs, args):
     """Steps per CPU second of each of `programs`, {path: command}, while they take turns."""
     options = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "start_new_session": True}
     processes = {}
     try:
         for path, command in programs.items():
-            processes[path] = subprocess.Popen(command, **options)
+            with deferred():
+                processes[path] = subprocess.Popen(command, **options)
             send(processes[path], signal.SIGSTOP)
         first, last, seen = {}, {}, dict.fromkeys(programs, (0, 0))
         while True:
@@ -320,6 +338,9 @@ def main():
     if sys.argv[1:2] == ["--instrumented"]:  # WARMUP SCRIPT FLAGS...
         return run_instrumented(*sys.argv[2:])
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    check_numbers(args, rounds=(1, 10**4), total_timesteps=(1, 10**9), warmup=(1, 10**9))
+    if args.warmup >= args.total_timesteps:
+        sys.exit(f"error: --warmup {args.warmup} must be below --total-timesteps {args.total_timesteps}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `race` ends its programs, which may be stopped
     if args.sb3:
         return measure_sb3(args)

@@ -515,6 +515,13 @@ class Image(Probe):
         return float(action == self.state), True, False
 
 
+class Plain(Probe):
+    """An environment that knows nothing of render modes."""
+
+    def __init__(self):
+        super().__init__()
+
+
 def subclasses(kind):
     """All classes below `kind`."""
     for child in kind.__subclasses__():

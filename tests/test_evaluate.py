@@ -117,13 +117,19 @@ def test_optimal_labels_of_cliff_walking(tmp_path):
 
 def test_states_can_be_given(tmp_path):
     train("ppo_acpg", "CartPole-v1", tmp_path, *tiny("ppo_acpg"), "--save-model")
-    np.save(tmp_path / "states.npy", np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32).repeat(2, axis=0))
+    np.save(
+        tmp_path / "states.npy",
+        0.1 * np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32).repeat(2, axis=0),
+    )
     status, _ = run(tmp_path, "--episodes", 2, "--states", tmp_path / "states.npy", "--out", tmp_path / "out")
     assert (
         status == 0 and json.loads((tmp_path / "out" / "evaluation.json").read_text())["states"] == 30
     )  # repeated ones once
     np.save(tmp_path / "wrong.npy", np.zeros((3, 5)))
-    for bad in ("wrong.npy", "absent.npy"):
+    np.save(tmp_path / "nan.npy", np.full((3, 4), np.nan))
+    np.save(tmp_path / "outside.npy", np.full((3, 4), 9.0))  # where the track ends at 4.8
+    (tmp_path / "text.npy").write_text("states")
+    for bad in ("wrong.npy", "absent.npy", "nan.npy", "outside.npy", "text.npy", "."):
         status, _ = run(tmp_path, "--episodes", 2, "--states", tmp_path / bad, "--out", tmp_path / "out")
         assert str(status).startswith("error: --states") and "\n" not in status
 
@@ -179,6 +185,17 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, monkeypatch):
     torch.save(good | {"args": good["args"] | {"env_id": "Acrobot-v1"}}, tmp_path / "other")
     torch.save(good | {"args": good["args"] | {"env_id": "probe_envs:Bandit-v0"}}, tmp_path / "module")
     torch.save(good | {"args": good["args"] | {"env_id": "Nonsense-v9"}}, tmp_path / "unknown")
+    bad = {
+        "gamma": 1.5,
+        "feature_constraint": "cube",
+        "action_layer": 3,
+        "feature_dim": "wide",
+        "etf_scale": float("nan"),
+    }
+    for key, value in bad.items():
+        torch.save(good | {"args": good["args"] | {key: value}}, tmp_path / f"script argument {key}")
+    torch.save(good | {"args": good["args"] | {"no_such": 1, "env_kwargs": "[1]"}}, tmp_path / "script kwargs")
+    (tmp_path / "script folder" / "model.pt").mkdir(parents=True)
     for script in ("os", "evaluate", ["ppo_acpg"], None, "ppo_baseline"):  # none that may be imported, or another one's
         torch.save(good | {"script": script}, tmp_path / f"script {script}")
     torch.save({key: value for key, value in good.items() if key != "script"}, tmp_path / "script")
@@ -201,3 +218,61 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, monkeypatch):
             status,
         )
     assert snapshot(tmp_path) == before
+
+
+def test_any_flipped_byte_is_noticed_or_harmless(tmp_path):
+    """The archive's checksums: what is read is what was written, or one line."""
+    train("ppo_acpg", "CartPole-v1", tmp_path / "run", *tiny("ppo_acpg"), "--save-model")
+    content = (tmp_path / "run" / "model.pt").read_bytes()
+    good = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["agent"]
+    refused, path = 0, tmp_path / "model.pt"
+    for position in np.random.default_rng(0).integers(len(content), size=150):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 16]) + content[position + 1 :])
+        try:
+            agent, _, env = evaluate.load(evaluate.Args(run=path))
+        except SystemExit as error:
+            assert str(error).startswith("error: ") and "\n" not in str(error)
+            refused += 1
+        else:
+            env.close()
+            assert all(torch.equal(agent.state_dict()[name], good[name]) for name in good)
+    assert refused > 100
+
+
+def test_a_checkpoint_of_an_unfinished_run(tmp_path):
+    """checkpoint.pt is read like model.pt."""
+    flags = (*tiny("ppo_acpg"), "--save-model", "--checkpoint-interval", 1)
+    result = train("ppo_acpg", "CartPole-v1", tmp_path, *flags)
+    result.run.file = open(tmp_path / "progress.csv", "a")
+    result.run.save("checkpoint.pt", 1)
+    assert run(tmp_path / "checkpoint.pt", "--episodes", 2, "--num-states", 20)[0] == 0
+
+
+@pytest.mark.parametrize("script", ["ppo_acpg", "reinforce_baseline"])
+def test_images_and_structured_observations(script, tmp_path, monkeypatch):
+    """As the script takes them."""
+    for env_id in ("Image", "MixedObservation"):
+        own = () if script.startswith("ppo") else ("--num-episodes", 4)
+        train(script, env_id, tmp_path / env_id, *tiny(script), *own, "--save-model")
+        confirm = ("--env-id", f"probe_envs:{env_id}-v0")
+        assert run(tmp_path / env_id, *confirm, "--episodes", 2, "--num-states", 20)[0] == 0
+
+
+def test_an_environment_without_render_mode(tmp_path):
+    """It is not asked for one."""
+    train("ppo_acpg", "Plain", tmp_path, *tiny("ppo_acpg"), "--save-model")
+    assert run(tmp_path, "--env-id", "probe_envs:Plain-v0", "--episodes", 2)[0] == 0
+    status, _ = run(tmp_path, "--env-id", "probe_envs:Plain-v0", "--episodes", 2, "--video")
+    assert str(status).startswith("error: ") and "render_mode" in status
+
+
+def test_episodes_that_never_end(tmp_path):
+    """Are cut, counted so far, and that is said."""
+    train("ppo_acpg", "Endless", tmp_path, *tiny("ppo_acpg"), "--save-model")
+    status, stdout = run(tmp_path, "--env-id", "probe_envs:Endless-v0", "--episodes", 3, "--max-steps", 40)
+    assert status == 0 and "3 of them had not ended" in stdout
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["greedy"]["returns"] == [40.0] * 3 and result["sampled"]["cut"] == 3
+    train("ppo_acpg", "ConstantReward", tmp_path / "short", *tiny("ppo_acpg"), "--save-model")
+    status, stdout = run(tmp_path / "short", "--env-id", "probe_envs:ConstantReward-v0", "--episodes", 3)
+    assert status == 0 and "had not ended" not in stdout
