@@ -7,9 +7,12 @@
     python studies/learning.py report-a2c
     python studies/learning.py report-reinforce
     python studies/learning.py cartpole          # seeds 1..5: all six scripts on CartPole-v1
+    python studies/learning.py tune-minatar      # seeds 101..102: learning rates on MinAtar's Breakout
+    python studies/learning.py minatar           # seeds 1..2: PPO on three games of MinAtar
+    python studies/learning.py large-actions     # seeds 1..3: PPO with 51 and 25 actions
 
 Runs land in runs/learning/ and are kept: a run that finished with the same arguments and script is not repeated.
-Prints markdown.
+Prints markdown; --figure draws the curves.
 """
 
 import csv
@@ -82,6 +85,31 @@ STUDIES["cartpole"] = [
     for a in ("ppo", "a2c", "reinforce")
     for name, *run in STUDIES[f"report-{a}"][:2]
 ]
+# the larger rate won in both arms: docs/learning.md
+MINATAR = "--env-id environments.minatar:MinAtar-{}-v0 --num-envs 16 --total-timesteps 500000 --learning-rate {}"
+STUDIES["tune-minatar"] = [
+    (f"Breakout, lr {lr}, {n}", f"ppo_{s}", MINATAR.format("Breakout", lr))
+    for lr in ("8e-4", "2.5e-3")
+    for n, s in ARMS
+]
+STUDIES["minatar"] = [
+    (f"{game}, {n}", f"ppo_{s}", MINATAR.format(game, "2.5e-3"))
+    for game in ("Breakout", "Asterix", "SpaceInvaders")
+    for n, s in ARMS
+]
+# rates were not tuned here: 2.5e-3 is near the best of LunarLander-v3's
+STUDIES["large-actions"] = [
+    (f"{env}, {n}", script, f"--env-id environments.discretized:{env}-v0 {flags} --learning-rate 2.5e-3 {own}".strip())
+    for env, flags in (
+        ("Pendulum51", "--total-timesteps 200000"),
+        ("LunarLander25", "--total-timesteps 300000"),
+    )
+    for n, script, own in (
+        ("baseline", "ppo_baseline", ""),
+        ("ACPG", "ppo_acpg", ""),
+        ("random rows", "ppo_acpg", "--action-layer random"),
+    )
+]
 COLLAPSE = (
     "nc1",
     "variability_quotient",
@@ -97,15 +125,14 @@ COLLAPSE += ("mean_weight_cosine", "classes_present", "policy_variance", "featur
 
 @dataclass
 class Args:
-    study: Annotated[
-        Literal["tune-ppo", "tune-a2c", "tune-reinforce", "report-ppo", "report-a2c", "report-reinforce", "cartpole"],
-        tyro.conf.Positional,
-    ]
+    study: Annotated[Literal[tuple(STUDIES)], tyro.conf.Positional]
     """which runs"""
     seeds: list[int] | None = None
     """their seeds; default: the study's own"""
     jobs: int = 2
     """runs at a time"""
+    figure: Path | None = None
+    """draw the learning curves to this file"""
 
 
 def run_once(script, flags, seed):
@@ -150,11 +177,68 @@ def mean_error(values):
     )
 
 
+def collapse_tables(studies):
+    """A table for each arm: untrained, trained, and the trained network's null."""
+    for name, records in studies:
+        print(f"\n{name}:\n\n| metric | untrained | trained | trained, labels permuted |\n|---|---|---|---|")
+        for metric in COLLAPSE:
+            columns = [
+                collapse(records, *at, metric) for at in (("collapse", 0), ("collapse", -1), ("collapse_null", -1))
+            ]
+            print(f"| `{metric}` | {' | '.join(columns)} |")
+
+
+def collapse(records, group, row, metric):
+    """Mean and standard error of a metric at the first (0) or the last (-1) of each record's measurements."""
+    values = [record["rows"][row].get(f"{group}/{metric}") for record in records]
+    return "" if None in values else mean_error([value or "nan" for value in values])
+
+
+def collapse_table(studies):
+    """One table for all arms, of the trained networks with their nulls."""
+    metrics = ("nc1", "variability_quotient", "alignment", "etf_error", "mean_weight_cosine")
+    print("\n| arm | classes | " + " | ".join(f"`{m}` | null" for m in metrics) + " |")
+    print("|---" * (2 + 2 * len(metrics)) + "|")
+    for name, records in studies:
+        cells = [collapse(records, group, -1, m) for m in metrics for group in ("collapse", "collapse_null")]
+        print(f"| {name} | {collapse(records, 'collapse', -1, 'classes_present')} | {' | '.join(cells)} |")
+
+
+def draw(studies, path):
+    """The learning curve of each run, a panel a task, a colour an arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks, arms = (list(dict.fromkeys(name.rpartition(", ")[part] for name, _ in studies)) for part in (0, 2))
+    colours = {"baseline": "tab:blue", "ACPG": "tab:orange"}
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3), layout="constrained", squeeze=False)
+    for name, records in studies:
+        task, _, arm = name.rpartition(", ")
+        axis = axes[0, tasks.index(task)]
+        for number, record in enumerate(records):
+            rows = [row for row in record["rows"] if row["charts/episodic_return"]]
+            points = [[float(row[key]) for row in rows] for key in ("global_step", "charts/episodic_return")]
+            axis.plot(*points, color=colours.get(arm, f"C{arms.index(arm)}"), label=None if number else arm, lw=1)
+        axis.set(title=task, xlabel="environment steps")
+    axes[0, 0].set_ylabel("mean return of the last 100 episodes")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    figure.savefig(path, dpi=120)
+
+
 def main():
     args = tyro.cli(Args)
     check_numbers(args, seeds=(0, 2**32 - 1), jobs=(1, 10**4))
-    own = {"tune": range(101, 106), "cartpole": range(1, 6)}.get(args.study.split("-")[0], range(1, 11))
-    seeds = args.seeds or own
+    if args.figure and not args.figure.parent.is_dir():
+        sys.exit(f"error: --figure: there is no folder {args.figure.parent}")
+    own = {
+        "tune-minatar": range(101, 103),
+        "minatar": range(1, 3),
+        "large-actions": range(1, 4),
+        "cartpole": range(1, 6),
+    }
+    seeds = args.seeds or own.get(args.study, range(101, 106) if args.study.startswith("tune") else range(1, 11))
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
             [pool.submit(run_once, script, flags, seed) for seed in seeds] for _, script, flags in STUDIES[args.study]
@@ -169,14 +253,12 @@ def main():
         finals, areas = [[record[key] for record in records] for key in ("final_return", "auc")]
         each = " ".join(f"{final:.0f}" for final in finals)
         print(f"| {name} | {statistics.median(finals):.1f} | {each} | {mean_error(finals)} | {mean_error(areas)} |")
-    for name, records in studies if args.study.startswith("report") else []:
-        print(f"\n{name}:\n\n| metric | untrained | trained | trained, labels permuted |\n|---|---|---|---|")
-        for metric in COLLAPSE:
-            cells = []
-            for group, row in (("collapse", 0), ("collapse", -1), ("collapse_null", -1)):
-                values = [record["rows"][row].get(f"{group}/{metric}") for record in records]
-                cells.append("" if None in values else mean_error([value or "nan" for value in values]))
-            print(f"| `{metric}` | {' | '.join(cells)} |")
+    if args.study.startswith("report"):
+        collapse_tables(studies)
+    elif args.study in ("minatar", "large-actions"):
+        collapse_table(studies)
+    if args.figure:
+        draw(studies, args.figure)
 
 
 if __name__ == "__main__":
