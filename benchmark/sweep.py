@@ -2,37 +2,54 @@
 
     bash benchmark.sh                                  # the default suite
     bash benchmark.sh --quick                          # a few minutes on two cores
-    bash benchmark.sh --algos ppo --envs my_package:MyEnv-v0 --total-timesteps 200000 --seeds 5 --out my_results
+    bash benchmark.sh --algos ppo --envs my_package:MyEnv-v0 --total-timesteps 200000 --num-seeds 5 --out my_results
     bash benchmark.sh --algos ppo --arms baseline acpg random=acpg:--action-layer=random
+    bash benchmark.sh --extra="--checkpoint-interval 50"   # long runs go on after a stop
     bash benchmark.sh --print | parallel --jobs 32     # anywhere, in any order
-    bash benchmark.sh --slurm --slurm-args "--partition=cpu --time=1:00:00"
+    bash benchmark.sh --slurm --slurm-args="--partition=cpu --time=1:00:00"
 
 Run it again after a stop and it goes on where it was: a finished run is recognised by its settings and its script, and
 kept. docs/benchmark.md explains.
 """
 
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import hashlib
 import importlib
+import io
 import json
 import os
 import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 import tyro
 
+from reading import (
+    PACKED,
+    Damaged,
+    finished_record,
+    read_manifest,
+    read_packed,
+    read_record,
+    read_references,
+    same_run,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for environments such as environments.ideal_cliff:IdealCliffWalking-v0
+sys.path.insert(0, str(ROOT))  # for the scripts, and environments such as environments.ideal_cliff:IdealCliffWalking-v0
 ALGOS = ("ppo", "a2c", "reinforce")
 # environment: step budget and what else the scripts need to be told
 SUITE = {
@@ -44,9 +61,11 @@ SUITE = {
     "Taxi-v4": (500_000, ""),
 }
 DEFAULT_ENVS = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3", "FrozenLake-v1")
-OWN_FLAGS = ("--env-id", "--exp-name", "--seed", "--total-timesteps", "--run-dir")  # which the sweep sets itself
-SHARED_FLAGS = ("--env-kwargs", "--max-episode-steps")  # in which arms must not differ
+# Flags that the sweep sets itself, and those in which arms must not differ
+OWN_FLAGS = ("--env-id", "--exp-name", "--seed", "--total-timesteps", "--run-dir", "--resume", "--no-resume")
+SHARED_FLAGS = ("--env-kwargs", "--max-episode-steps")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+BOUNDS = {"num_seeds": (1, 10**5), "seeds": (0, 2**32 - 1), "total_timesteps": (1, 10**12), "jobs": (1, 10**4)}
 
 
 @dataclass
@@ -55,8 +74,10 @@ class Args:
     """algorithms"""
     envs: list[str] | None = None
     """environment ids, yours as module:MyEnv-v0; default: CartPole-v1 Acrobot-v1 LunarLander-v3 FrozenLake-v1"""
-    seeds: list[str] | None = None
-    """one number: so many seeds from 1 on; several: these seeds (one alone: twice); default: 10"""
+    num_seeds: int | None = None
+    """number of seeds, from 1 on; default: 10"""
+    seeds: list[int] | None = None
+    """these seeds instead"""
     total_timesteps: int | None = None
     """steps of every run; default: the suite's budget for the environment (500,000 for one outside it)"""
     jobs: int = CORES
@@ -64,144 +85,120 @@ class Args:
     out: Path = Path("results/sweep")
     """folder for everything: runs, logs, manifest, report"""
     extra: str = ""
-    """flags for all scripts, such as "--num-envs 8 --gamma 0.98" """
+    """flags for all scripts, written with =, such as --extra="--num-envs 8 --gamma 0.98" """
     arms: list[str] = field(default_factory=lambda: ["baseline", "acpg"])
     """arms: baseline, acpg, or NAME=BASE:FLAGS, such as random=acpg:--action-layer=random"""
     quick: bool = False
     """all algorithms on CartPole, 3 seeds, 100,000 steps, unless told otherwise"""
     print: bool = False
     """only list the commands, one per line; each can run anywhere and in any order"""
+    runs_only: bool = False
+    """only run, without manifest and report, beside other sweeps into the folder if need be"""
+    report_only: bool = False
+    """only write the manifest and the report"""
     slurm: bool = False
     """submit the same commands to SLURM as one job array, and the report as a job that depends on it"""
     slurm_args: str = ""
-    """options for sbatch, such as "--partition=cpu --time=1:00:00" """
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: `script` called with `flags`, in the folder `path`."""
-
-    script: str
-    flags: tuple
-    path: Path
-
-    @property
-    def command(self):
-        return [sys.executable, str(ROOT / self.script), *self.flags, "--run-dir", str(self.path)]
-
-    def value(self, flag):
-        return self.flags[self.flags.index(flag) + 1]
-
-    @property
-    def record(self):
-        """run.json of the finished run with these settings and this script, or None."""
-        record = read_record(self.path)
-        same = record.get("status") == "finished" and record["argv"][:-2] == list(
-            self.flags
-        )  # then --run-dir, which may move
-        return record if same and record["script_sha256"] == digest(self.script) else None
-
-    def run(self):
-        """Run it unless it has been run; return its record, or None if it failed, in which case the log says why."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        (log := self.log).parent.mkdir(parents=True, exist_ok=True)
-        # The child inherits the lock, and keeps it should this process be killed: no second run then joins it there.
-        with open(log.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.record is None:
-                (self.path / "run.json.tmp").unlink(missing_ok=True)  # of a run that was killed while it wrote that
-                with open(log, "w") as file:
-                    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                    options = {"stdout": file, "stderr": subprocess.STDOUT, "pass_fds": [lock.fileno()]}
-                    status = subprocess.run(
-                        self.command, env=environment, stdin=subprocess.DEVNULL, check=False, **options
-                    )
-                    if status.returncode:  # below zero: the signal that ended it, such as -9 where memory ran out
-                        file.seek(0, os.SEEK_END)
-                        file.write(f"exit status {status.returncode}\n")
-            return self.record
-
-    @property
-    def log(self):
-        return self.path.parent.parent / "logs" / f"{self.path.name}.log"
-
-
-def read_record(folder):
-    """run.json of a run's folder, with the keys that this program reads; empty if there is none, or one of something
-    else."""
-    try:
-        record = json.loads((folder / "run.json").read_text())
-        return {key: record[key] for key in ("status", "argv", "script_sha256", "args", "versions")} | record
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def digest(script):
-    return hashlib.sha256((ROOT / script).read_bytes()).hexdigest()
+    """options for sbatch, written with =, such as --slurm-args="--partition=cpu --time=1:00:00" """
 
 
 def fail(message):
     sys.exit(f"error: {message}")
 
 
-def find_spec(env_id):
-    """gymnasium's spec of an id such as module:MyEnv-v0, whose module is imported first, as gymnasium.make does."""
-    import gymnasium as gym
-
-    module, _, name = env_id.rpartition(":")
-    if module:
-        importlib.import_module(module)
-    return gym.spec(name)
+# The plan
 
 
-def plan(args):
-    """The jobs of a sweep, seed by seed, so that an unfinished sweep is balanced. Ends with one line for bad input."""
+@dataclass(frozen=True)
+class Job:
+    """One run: `script` called with `flags`, which mean `args` to it, in the folder `path`; `alone` is the sweep's
+    command for this run only."""
+
+    script: str
+    flags: tuple
+    path: Path
+    args: dict = field(compare=False)
+    alone: tuple = field(compare=False)
+
+    @property
+    def log(self):
+        return self.path.parent.parent / "logs" / f"{self.path.name}.log"
+
+    @property
+    def command(self):
+        resume = ["--resume"] if self.can_resume() else []
+        return [sys.executable, str(ROOT / self.script), *self.flags, "--run-dir", str(self.path), *resume]
+
+    def is_mine(self, record):
+        return record is not None and same_run(record, self.args, digest(self.script))
+
+    def can_resume(self):
+        """Whether its folder has a checkpoint of this very run."""
+        try:
+            return self.is_mine(read_record(self.path)) and (self.path / "checkpoint.pt").is_file()
+        except Damaged:
+            return False
+
+    def record(self, packed):
+        """run.json of the finished run with these settings and this script, packed or not, or None."""
+        record = finished_record(self.path)
+        if not self.is_mine(record) and self.path.name in packed:
+            record = packed[self.path.name].record
+        return record if self.is_mine(record) else None
+
+
+@functools.cache
+def digest(script):
+    return hashlib.sha256((ROOT / script).read_bytes()).hexdigest()
+
+
+def describe(job):
+    return f"{job.args['env_id']} {job.args['exp_name']} {job.args['seed']}"
+
+
+def settle(args):
+    """Fill in what depends on other options, and end in one line if one of them cannot be."""
+    if args.num_seeds is not None and args.seeds is not None:
+        fail("--num-seeds and --seeds exclude each other; drop one")
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(args, name)
+        for x in value if isinstance(value, list) else [] if value is None else [value]:
+            if not low <= x <= high:
+                fail(f"--{name.replace('_', '-')} must lie between {low} and {high}, got {x}")
+    for name in ("algos", "envs", "arms", "seeds"):
+        if getattr(args, name) == []:
+            fail(f"--{name} needs at least one value")
     if unknown := set(args.algos) - set(ALGOS):
         fail(f"--algos {' '.join(sorted(unknown))}: unknown; choose from {', '.join(ALGOS)}")
-    if not (args.algos and args.envs and args.arms and args.seeds):
-        fail("--algos, --envs, --arms and --seeds must not be empty")
-    if not all(seed.isdecimal() for seed in args.seeds):
-        fail(f"--seeds {' '.join(args.seeds)}: give a count such as 10, or several seeds such as 1 2 5")
-    seeds = [int(seed) for seed in args.seeds]
-    seeds = sorted(set(seeds)) if len(seeds) > 1 else range(1, seeds[0] + 1)
-    if not seeds:
-        fail("--seeds 0: give at least 1")
-    if args.jobs < 1:
-        fail(f"--jobs must be at least 1, got {args.jobs}")
-    if args.total_timesteps is not None and args.total_timesteps < 1:
-        fail(f"--total-timesteps must be at least 1, got {args.total_timesteps}")
-    arms = {}
-    for arm in args.arms:
+    if args.envs is None:
+        args.envs = ["CartPole-v1"] if args.quick else list(DEFAULT_ENVS)
+    if args.seeds is None:
+        args.seeds = list(range(1, 1 + (args.num_seeds or (3 if args.quick else 10))))
+    if args.quick and args.total_timesteps is None:
+        args.total_timesteps = 100_000
+    args.algos, args.envs, args.seeds = (
+        list(dict.fromkeys(args.algos)),
+        list(dict.fromkeys(args.envs)),
+        sorted(set(args.seeds)),
+    )
+
+
+def read_arms(arms):
+    """{name: (base, flags, as given)} of --arms."""
+    result = {}
+    for arm in arms:
         name, _, rest = arm.partition("=")
         base, _, flags = rest.partition(":") if rest else (name, "", "")
         if base not in ("baseline", "acpg") or not re.fullmatch(r"[\w.-]+", name):
-            fail(
-                f"--arms {arm}: an arm is baseline, acpg, or NAME=BASE:FLAGS such as random=acpg:--action-layer=random"
-            )
+            form = "an arm is baseline, acpg, or NAME=BASE:FLAGS such as random=acpg:--action-layer=random"
+            fail(f"--arms {arm}: {form}")
         if name in ("baseline", "acpg") and rest:
-            fail(
-                f"--arms {arm}: {name} is the script as it is; choose another name, or --extra for flags of all scripts"
-            )
-        if name in arms:
+            instead = "choose another name, or --extra for flags of all scripts"
+            fail(f"--arms {arm}: {name} is the script as it is; {instead}")
+        if name in result:
             fail(f"--arms {arm}: {name} is named twice")
-        arms[name] = (base, split("--arms", flags, OWN_FLAGS + SHARED_FLAGS))
-    extra = split("--extra", args.extra, OWN_FLAGS)
-    jobs = []
-    for seed in seeds:
-        for env_id in dict.fromkeys(args.envs):
-            try:
-                find_spec(env_id)
-            except Exception as error:  # importing somebody's module can fail in any way
-                fail(f"--envs {env_id} is unknown: {' '.join(str(error).split())}")
-            budget, needs = SUITE.get(env_id, (500_000, ""))
-            for algo in dict.fromkeys(args.algos):
-                for name, (base, flags) in arms.items():
-                    own = ["--env-id", env_id, "--exp-name", f"{algo}_{name}", "--seed", str(seed)]
-                    own += ["--total-timesteps", str(args.total_timesteps or budget), *needs.split()]
-                    folder = re.sub(r"[^\w.=-]+", "_", f"{env_id}__{algo}_{name}__{seed}")
-                    flags_all = (*own, *extra, *flags)
-                    jobs.append(Job(f"{algo}_{base}.py", flags_all, args.out.resolve() / "runs" / folder))
-    return jobs
+        result[name] = (base, split("--arms", flags, OWN_FLAGS + SHARED_FLAGS), arm)
+    return result
 
 
 def split(option, flags, refused=()):
@@ -211,73 +208,188 @@ def split(option, flags, refused=()):
         fail(f"{option} {flags!r}: {error}")
     for word in words:
         if (flag := word.partition("=")[0].replace("_", "-")) in refused:
-            instead = "--extra, for all arms" if flag in SHARED_FLAGS else "--envs, --seeds, --total-timesteps or --out"
-            fail(f"{option} {word}: {flag} cannot be set there; use {instead}")
+            instead = "use --envs, --seeds, --total-timesteps or --out"
+            if flag in SHARED_FLAGS:
+                instead = "use --extra, for all arms"
+            elif "resume" in flag:
+                instead = "it is done wherever a run left a checkpoint"
+            fail(f"{option} {word}: {flag} cannot be set there; {instead}")
     return words
 
 
-def refuse_other_settings(out, jobs):
+def find_env(env_id):
+    """Import the module of an id such as module:MyEnv-v0, as gymnasium.make does, and find the id."""
+    import gymnasium as gym
+
+    module, _, name = env_id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
+    except Exception as error:  # importing somebody's module can fail in any way
+        fail(f"--envs {env_id} is unknown: {' '.join(str(error).split())}")
+
+
+def script_args(script, flags, options):
+    """The script's arguments that `flags` mean, as a dict, checked as the script does; `options` are to blame."""
+    module, said = importlib.import_module(script.removesuffix(".py")), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            args = tyro.cli(module.Args, args=list(flags))
+        module.check_args(args)
+    except SystemExit:
+        words = re.sub(r"[^\x20-\x7e]+", " ", said.getvalue()).partition("For full helptext")[0]
+        fail(f"{options}: {script}: {' '.join(re.sub('-{3,}', ' ', words).split())[:300]}")
+    except Exception as error:
+        fail(f"{options}: {script}: {' '.join(str(error).split())}")
+    return json.loads(json.dumps(vars(args)))
+
+
+def plan(args):
+    """The jobs of a sweep, seed by seed, so that an unfinished sweep is balanced. Ends with one line for bad input."""
+    arms, extra, out = read_arms(args.arms), split("--extra", args.extra, OWN_FLAGS), args.out.resolve()
+    cells = []
+    for env_id in args.envs:
+        find_env(env_id)
+        budget, needs = SUITE.get(env_id, (500_000, ""))
+        budget = str(args.total_timesteps or budget)
+        for algo in args.algos:
+            for name, (base, flags, given) in arms.items():
+                script, exp_name = f"{algo}_{base}.py", f"{algo}_{name}"
+                options = " or ".join(
+                    ["--total-timesteps", *["--extra"] * bool(extra), *[f"--arms {given}"] * bool(flags)]
+                )
+                own = ["--env-id", env_id, "--exp-name", exp_name, "--total-timesteps", budget, *needs.split()]
+                own += [*extra, *flags]
+                alone = ["--algos", algo, "--envs", env_id, "--arms", given, "--total-timesteps", budget]
+                alone += [f"--out={out}", *[f"--extra={args.extra}"] * bool(extra), "--runs-only"]
+                cells.append((script, own, script_args(script, own, options), alone))
+    return [make_job(*cell, seed, out) for seed in args.seeds for cell in cells]
+
+
+def make_job(script, flags, script_args, alone, seed, out):
+    module, script_args = importlib.import_module(script.removesuffix(".py")), script_args | {"seed": seed}
+    folder = module.run_name(script_args["env_id"], script_args["exp_name"], seed)
+    words = ("--seed", str(seed), *flags), ("--seeds", str(seed), *alone)
+    return Job(script, words[0], out / "runs" / folder, script_args, words[1])
+
+
+def refuse_other_settings(out, jobs, packed):
     """Ends in one line if runs that the sweep would leave in the folder do not compare with its own."""
-    strip = lambda flags: [word for k, word in enumerate(flags) if "--seed" not in (word, flags[max(k - 1, 0)])]  # noqa: E731
+    arms = {(job.args["env_id"], job.args["exp_name"]): job for job in jobs}
+    budgets = {(e, name.partition("_")[0]): job.args["total_timesteps"] for (e, name), job in arms.items()}
     planned = {job.path.name for job in jobs}
-    arms = {(job.value("--env-id"), job.value("--exp-name")): job for job in jobs}
-    budgets = {(env_id, name.partition("_")[0]): job.value("--total-timesteps") for (env_id, name), job in arms.items()}
-    for path in sorted((out / "runs").glob("*")):
-        record = read_record(path)
-        if path.name in planned or record.get("status") != "finished":
-            continue
-        own, flags = record["args"], record["argv"][:-2]
+    found = [(path.name, record) for path in sorted((out / "runs").glob("*")) if (record := finished_record(path))]
+    found = [(name, record) for name, record in found if name not in planned]  # which are replaced
+    found += [(f"{PACKED}: {name}", run.record) for name, run in packed.items()]
+    for name, record in found:
+        own = record["args"]
         job = arms.get((own["env_id"], own["exp_name"]))
-        budget = budgets.get((own["env_id"], own["exp_name"].partition("_")[0]), str(own["total_timesteps"]))
-        same = job is None or (strip(flags) == strip(job.flags) and record["script_sha256"] == digest(job.script))
-        if not same or budget != str(own["total_timesteps"]):
-            what = f"{path.name}, made with other flags or another script"
+        budget = budgets.get((own["env_id"], own["exp_name"].partition("_")[0]), own["total_timesteps"])
+        same = job is None or same_run(record, job.args | {"seed": own["seed"]}, digest(job.script))
+        if not same or budget != own["total_timesteps"]:
+            what = f"{name}, made with other flags or another script"
             fail(f"--out {out} holds {what}; remove it or choose another folder")
-
-
-def describe(job):
-    return job.path.name.replace("__", " ")
 
 
 def one_command(job):
     """The job as a shell command that runs it once, whoever else tries to."""
-    return shlex.join([sys.executable, str(Path(__file__).resolve()), "--one", str(job.path), job.script, *job.flags])
+    return shlex.join([sys.executable, str(Path(__file__).resolve()), *job.alone])
 
 
-def write_manifest(out, jobs, command=None):
+def write_manifest(out, jobs, packed, command=None):
     """manifest.json: what made the results. Runs planned by earlier sweeps into the same folder stay on its list."""
-    path = out / "manifest.json"
-    try:
-        manifest = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        manifest = {}
+    path, manifest = out / "manifest.json", read_manifest(out)
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError):
         manifest["git_commit"] = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     cpu = platform.processor()
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         cpu = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1]
-    manifest |= {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-    }
+    manifest |= {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}
+    manifest |= {"python": platform.python_version()}
     manifest["packages"] = {name: metadata.version(name) for name in ("gymnasium", "numpy", "torch", "tyro")}
     manifest["commands"] = list(dict.fromkeys([*manifest.get("commands", []), *([command] if command else [])]))
     runs = manifest.setdefault("runs", {})
     for job in jobs:
         run = {"script": job.script, "flags": shlex.join(job.flags), "status": "planned", "wall_time": None}
-        if record := job.record:
+        if record := job.record(packed):
             run |= {"status": "finished", "wall_time": round(record["wall_time"], 2)}
             run["git_commit"] = record["versions"].get("git_commit")
         elif job.log.exists():  # it was begun, now or by an earlier sweep
-            status = read_record(job.path).get("status", "failed")
-            run["status"] = "planned" if status == "finished" else status
+            run["status"] = "failed"
+            with contextlib.suppress(Damaged):
+                status = read_record(job.path)["status"]
+                run["status"] = "planned" if status == "finished" else status
         runs[job.path.name] = run
     temporary = path.with_name("manifest.json.tmp")
     temporary.write_text(json.dumps(manifest, indent=1) + "\n")
     temporary.replace(path)
+
+
+# Running
+
+
+class Runner:
+    """Runs jobs, each in a process of its own, until it is told to stop."""
+
+    def __init__(self, packed):
+        self.packed, self.children, self.signal, self.lock = packed, set(), 0, threading.RLock()
+
+    def stop(self, number, _=None):
+        """Begin nothing new and pass a signal on: a run ends after its update, at the second signal at once."""
+        self.signal = number
+        with self.lock:
+            for child in self.children:
+                child.send_signal(number)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            waiting = f"waiting for {len(self.children)} runs to end after their update; " if self.children else ""
+            print(
+                f"{signal.Signals(number).name}: {waiting}the same command goes on later", file=sys.stderr, flush=True
+            )
+
+    def run(self, job):
+        """(record, why): the finished run, run now unless it has been, or None and the end of what it said."""
+        try:
+            job.path.parent.mkdir(parents=True, exist_ok=True)
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            with open(job.log.with_suffix(".lock"), "w") as lock:
+                self.wait_for(lock, job)
+                if job.record(self.packed) is None and not self.signal:
+                    self.start(job, lock)
+        except OSError as error:
+            return None, str(error)
+        record = job.record(self.packed)
+        lines = job.log.read_text(errors="replace").splitlines()[-8:] if record is None and job.log.exists() else []
+        return record, "\n    ".join(lines)
+
+    def wait_for(self, lock, job):
+        """Take a run's lock, which its process inherits and keeps should the sweep be killed: no second one joins."""
+        said = False
+        while not self.signal:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not said:
+                print(f"{describe(job)} is being run by another sweep, or outlived one: waiting for it", flush=True)
+                said = True
+            time.sleep(0.2)
+
+    def start(self, job, lock):
+        """Run a job to its end; its log says how it ended."""
+        options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "pass_fds": [lock.fileno()]}
+        options |= {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "start_new_session": True}
+        with open(job.log, "w") as log:
+            with self.lock:
+                child = subprocess.Popen(job.command, stdout=log, **options)
+                self.children.add(child)
+                if self.signal:
+                    child.send_signal(self.signal)
+            status = child.wait()
+            with self.lock:
+                self.children.remove(child)
+            if status:  # below zero: the signal that ended it, such as -9 where memory ran out
+                log.seek(0, os.SEEK_END)
+                log.write(f"exit status {status}\n")
 
 
 def clock(seconds):
@@ -285,38 +397,41 @@ def clock(seconds):
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def sweep(args, jobs):
-    """Run all jobs, saying after each how far it is; returns those that failed."""
-    steps = {job: int(job.value("--total-timesteps")) for job in jobs}
-    todo = [job for job in jobs if job.record is None]
-    print(
-        f"{len(jobs)} runs, {len(jobs) - len(todo)} of them finished before, {args.jobs} at a time, into {args.out}",
-        flush=True,
-    )
+def sweep(args, jobs, packed):
+    """Run all jobs, saying after each how far it is; returns those that failed. Exits with 128 + signal after one."""
+    steps = {job: job.args["total_timesteps"] for job in jobs}
+    todo = [job for job in jobs if job.record(packed) is None]
+    before = f"{len(jobs) - len(todo)} of them finished before"
+    print(f"{len(jobs)} runs, {before}, {args.jobs} at a time, into {args.out}", flush=True)
     start, failed, done, done_steps = time.monotonic(), [], len(jobs) - len(todo), 0
+    runner = Runner(packed)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if name != "SIGHUP" or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's stays
+            signal.signal(getattr(signal, name), runner.stop)
     with ThreadPoolExecutor(args.jobs) as pool:
-        try:
-            futures = {pool.submit(job.run): job for job in todo}
-            for future in as_completed(futures):
-                job, record = futures[future], future.result()
+        futures = {pool.submit(runner.run, job): job for job in todo}
+        for future in as_completed(futures):
+            if runner.signal:
+                pool.shutdown(wait=False, cancel_futures=True)
+            with contextlib.suppress(CancelledError):
+                job, (record, why) = futures[future], future.result()
                 done, done_steps, elapsed = done + 1, done_steps + steps[job], time.monotonic() - start
                 left = elapsed / done_steps * (sum(steps[job] for job in todo) - done_steps)
+                if record is None and runner.signal:
+                    continue
+                result = "no episode ended"
                 if record is None:
                     failed.append(job)
-                    result = "FAILED:\n    " + "\n    ".join(job.log.read_text(errors="replace").splitlines()[-8:])
-                else:
-                    final = record["final_return"]
-                    result = f"return {final:.1f}" if final is not None else "no episode ended"
-                print(
-                    f"[{done}/{len(jobs)}, {len(failed)} failed, {clock(elapsed)} elapsed, {clock(left)} left] "
-                    f"{describe(job)}: {result}",
-                    flush=True,
-                )
-        except KeyboardInterrupt:  # the runs got it too, and end after the update in progress
-            pool.shutdown(cancel_futures=True)
-            write_manifest(args.out, jobs)
-            print("interrupted; run the same command again to go on", file=sys.stderr)
-            sys.exit(130)
+                    result = f"FAILED:\n    {why}"
+                elif record["final_return"] is not None:
+                    result = f"return {record['final_return']:.1f}"
+                state = f"{done}/{len(jobs)}, {len(failed)} failed, {clock(elapsed)} elapsed, {clock(left)} left"
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    print(f"[{state}] {describe(job)}: {result}", flush=True)
+    if runner.signal:
+        if not args.runs_only:
+            write_manifest(args.out, jobs, packed)
+        sys.exit(128 + runner.signal)
     return failed
 
 
@@ -324,30 +439,44 @@ def submit(args, jobs):
     """One SLURM job array over the commands, and a report job that waits for all of it to end, well or not."""
     if shutil.which("sbatch") is None:
         fail("--slurm needs SLURM's sbatch on the PATH; --print lists the commands for other schedulers")
-    folder = args.out.resolve() / "slurm"
-    folder.mkdir(exist_ok=True)
-    (args.out / "logs").mkdir(exist_ok=True)
-    commands = folder / "commands.txt"
+    out = args.out.resolve()
+    (out / "slurm").mkdir(exist_ok=True)
+    (out / "logs").mkdir(exist_ok=True)
+    commands = out / "slurm" / "commands.txt"
     commands.write_text("".join(one_command(job) + "\n" for job in jobs))
     tasks = min(len(jobs), 1000)  # SLURM's default MaxArraySize is 1001; beyond that a task takes several commands
     task = f'awk "NR % {tasks} == $SLURM_ARRAY_TASK_ID % {tasks}" {shlex.quote(str(commands))}'
     task += ' | { status=0; while read -r line; do bash -c "$line" </dev/null || status=1; done; exit $status; }'
-    report = shlex.join([sys.executable, str(Path(__file__).resolve()), "--finish", str(args.out.resolve())])
+    settled = dataclasses.replace(args, slurm=False, slurm_args="", quick=False, num_seeds=None, out=out)
+    report = [sys.executable, str(Path(__file__).resolve()), *as_flags(settled), "--report-only"]
     common = ["sbatch", "--parsable", "--ntasks=1", "--cpus-per-task=1", *split("--slurm-args", args.slurm_args)]
-    logs = str(args.out.resolve() / "logs" / "slurm-%A_%a.out")
-    array = [*common, f"--array=1-{tasks}", "--job-name=acpg", f"--output={logs}", f"--wrap={task}"]
+    array = [*common, f"--array=1-{tasks}", "--job-name=acpg", f"--output={out / 'logs' / 'slurm-%A_%a.out'}"]
     ids = []
-    for command in (array, common):
+    for command in ([*array, f"--wrap={task}"], common):
         if ids:
             command = [*command, f"--dependency=afterany:{ids[0]}", "--job-name=acpg-report"]
-            command += [f"--output={args.out.resolve() / 'logs' / 'slurm-report.out'}", f"--wrap={report}"]
+            command += [f"--output={out / 'logs' / 'slurm-report.out'}", f"--wrap={shlex.join(report)}"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             done = f" (the runs are submitted, as job array {ids[0]})" if ids else ""
             fail(f"--slurm: sbatch said: {' '.join(result.stderr.split())}{done}")
         ids.append(result.stdout.strip().split(";")[0])
-        (folder / "jobs").write_text(",".join(ids))
+        (out / "slurm" / "jobs").write_text(",".join(ids))
     print(f"submitted {len(jobs)} runs as job array {ids[0]} and the report as job {ids[1]}; results go to {args.out}")
+
+
+def as_flags(args):
+    """The words of a command line that mean `args`."""
+    words = []
+    for name, value in vars(args).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, list):
+            words += [flag, *map(str, value)]
+        elif value is True:
+            words.append(flag)
+        elif value not in (None, False, ""):
+            words.append(f"{flag}={value}")
+    return words
 
 
 def submitted(out):
@@ -359,61 +488,55 @@ def submitted(out):
     return ""
 
 
-def finish(out):
-    """The end of a sweep that SLURM ran: the manifest anew, and the report."""
-    lines = [shlex.split(line) for line in (out / "slurm" / "commands.txt").read_text().splitlines()]
-    jobs = [Job(script, tuple(flags), Path(path)) for _, _, _, path, script, *flags in lines]
-    write_manifest(out, jobs)
-    return write_report(out)
-
-
 def write_report(out):
-    return subprocess.run([sys.executable, str(ROOT / "benchmark" / "report.py"), str(out)], check=False).returncode
+    """Ends with the status of report.py, which may import what --envs named."""
+    report = [sys.executable, str(ROOT / "benchmark" / "report.py"), str(out), "--import-modules"]
+    return subprocess.run(report, check=False).returncode
+
+
+def claim(out):
+    """The open file that holds the lock of the folder; ends in one line if another sweep is there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / "sweep.lock", "a")
+    except OSError as error:
+        fail(f"--out {out} cannot be written: {error.strerror}; choose another")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"--out {out}: another sweep is writing there; wait for it or choose another folder")
+    if ids := submitted(out):
+        who = f"another sweep is writing there, SLURM's jobs {ids}"
+        fail(f"--out {out}: {who}; wait for them or choose another folder")
+    return lock
 
 
 def main():
-    if sys.argv[1:2] == ["--one"]:  # a line of --print: FOLDER SCRIPT FLAGS...
-        path, script, *flags = sys.argv[2:]
-        job = Job(script, tuple(flags), Path(path))
-        if job.run() is None:
-            fail(f"{describe(job)} failed:\n{job.log.read_text(errors='replace')[-2000:]}")
-        return
-    if sys.argv[1:2] == ["--finish"]:
-        sys.exit(finish(Path(sys.argv[2])))
-    argv = sys.argv[1:]
-    for k in range(len(argv) - 1, 0, -1):
-        if argv[k - 1] in ("--extra", "--slurm-args"):  # whose value begins with dashes, which tyro takes for options
-            argv[k - 1 : k + 1] = [f"{argv[k - 1]}={argv[k]}"]
-    args = tyro.cli(Args, args=argv, description=__doc__.partition("\n\n")[0])
-    if args.envs is None:
-        args.envs = ["CartPole-v1"] if args.quick else list(DEFAULT_ENVS)
-    if args.seeds is None:
-        args.seeds = ["3"] if args.quick else ["10"]
-    if args.quick and args.total_timesteps is None:
-        args.total_timesteps = 100_000
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    settle(args)
     jobs = plan(args)
     if args.print:
         print("\n".join(one_command(job) for job in jobs))
         return
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        lock = open(args.out / "sweep.lock", "a")
+        if not args.runs_only and not args.report_only:
+            lock = claim(args.out)  # noqa: F841, held until the end
+        packed = read_packed(args.out / PACKED)
+        if not args.runs_only:
+            read_references(args.out)
+            refuse_other_settings(args.out, jobs, packed)
+            command = None if args.report_only else shlex.join(["bash", "benchmark.sh", *sys.argv[1:]])
+            write_manifest(args.out, jobs, packed, command)
+        if args.slurm:
+            return submit(args, jobs)
+        failed = [] if args.report_only else sweep(args, jobs, packed)
+        if not args.runs_only:
+            write_manifest(args.out, jobs, packed)
+    except Damaged as error:
+        fail(f"{error}; remove or restore it")
     except OSError as error:
-        fail(f"--out {args.out} cannot be written: {error.strerror}; choose another")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"--out {args.out}: another sweep is writing there; wait for it or choose another folder")
-    if ids := submitted(args.out):
-        who = f"another sweep is writing there, SLURM's jobs {ids}"
-        fail(f"--out {args.out}: {who}; wait for them or choose another folder")
-    refuse_other_settings(args.out, jobs)
-    write_manifest(args.out, jobs, shlex.join(["bash", "benchmark.sh", *sys.argv[1:]]))
-    if args.slurm:
-        return submit(args, jobs)
-    failed = sweep(args, jobs)
-    write_manifest(args.out, jobs)
-    status = write_report(args.out)
+        fail(f"--out {args.out} cannot be written: {error}")
+    status = 0 if args.runs_only else write_report(args.out)
     if failed:
         fail(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(map(describe, failed))}; see {args.out / 'logs'}")
     sys.exit(status)

@@ -1,7 +1,7 @@
 """Does Action Collapse emerge, and does the ETF induce it? An ideal tabular environment, trained by policy gradient.
 
     python studies/emergence.py                              # every cell, 20 seeds, to results/emergence
-    python studies/emergence.py --cells ideal "entropy bonus" --seeds 5 --steps 2000 --out runs/emergence
+    python studies/emergence.py --cells ideal "entropy bonus" --num-seeds 5 --steps 2000 --out runs/emergence
 
 The environment, environments/ideal_cliff.py, is ideal in the paper's sense (Zhou et al. 2025): discrete, every state
 explored, every action optimal in equally many states, states uniformly distributed, optima unique. The script trains
@@ -57,7 +57,7 @@ class Args:
     """cells to run"""
     layers: list[str] = field(default_factory=lambda: list(LAYERS))
     """action-selection layers to run"""
-    seeds: int = 20
+    num_seeds: int = 20
     """seeds per cell"""
     steps: int = 4000
     """gradient steps"""
@@ -137,7 +137,7 @@ def train(args, layer, states="uniform", entropy=0.0, bound="ball", decay=0.0, s
     start = torch.full((alive,), 1 / alive, dtype=torch.float64)
     if states == "half":
         start = (torch.arange(alive) % 2 == 0).double() / math.ceil(alive / 2)
-    policies = Policies(alive, 4, layer, bound, args.scale, args.seeds)
+    policies = Policies(alive, 4, layer, bound, args.scale, args.num_seeds)
     parameters = [p for p in policies.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
@@ -147,7 +147,7 @@ def train(args, layer, states="uniform", entropy=0.0, bound="ball", decay=0.0, s
         pi = logits.softmax(-1)
         with torch.no_grad():
             advantage, visits = solve(pi, moves, rewards, start)
-            rho = visits if states == "on-policy" else start.expand(args.seeds, -1)
+            rho = visits if states == "on-policy" else start.expand(args.num_seeds, -1)
         if imitate:
             loss = -(rho * logits.log_softmax(-1)[:, torch.arange(alive), torch.tensor(q_star[:alive].argmax(1))]).sum(
                 -1
@@ -157,7 +157,7 @@ def train(args, layer, states="uniform", entropy=0.0, bound="ball", decay=0.0, s
                 s = torch.multinomial(rho, args.samples, replacement=True, generator=generator)
                 chosen = pi.gather(1, s.unsqueeze(-1).expand(-1, -1, 4)).flatten(0, 1)
                 a = torch.multinomial(chosen, 1, generator=generator).view_as(s)
-            seed = torch.arange(args.seeds).unsqueeze(1)
+            seed = torch.arange(args.num_seeds).unsqueeze(1)
             loss = -(logits.log_softmax(-1)[seed, s, a] * advantage[seed, s, a]).mean(1)
         else:
             loss = -(rho.unsqueeze(-1) * pi * advantage).sum((1, 2))
@@ -172,7 +172,7 @@ def train(args, layer, states="uniform", entropy=0.0, bound="ball", decay=0.0, s
     with torch.no_grad():
         h, weight, logits = policies()
         pi, rows = logits.softmax(-1), []
-        for i in range(args.seeds):
+        for i in range(args.num_seeds):
             seen = measured.clone()
             if states == "half":
                 seen &= start > 0
@@ -238,7 +238,7 @@ def main():
     for option, names, known in (("--cells", args.cells, CELLS), ("--layers", args.layers, LAYERS)):
         if unknown := set(names) - set(known):
             raise SystemExit(f"error: {option} {', '.join(sorted(unknown))}: unknown; choose from {', '.join(known)}")
-    counts = {"seeds": (2, 10**4), "steps": (1, 10**7), "samples": (1, 10**6)}
+    counts = {"num_seeds": (2, 10**4), "steps": (1, 10**7), "samples": (1, 10**6)}
     check_numbers(args, **counts, learning_rate=(1e-12, 1e3), scale=(1e-6, 1e6), gamma=(0, 1 - 1e-6))
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""How often the intervals of report.py hold the truth at ten values: the tables in docs/benchmark.md.
+"""How often the intervals of intervals.py hold the truth at ten values: the tables in docs/benchmark.md.
 
     python studies/interval_coverage.py
     python studies/interval_coverage.py --tasks 4 --trials 500 --resamples 500
@@ -16,7 +16,7 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
-import report  # noqa: E402
+import intervals  # noqa: E402
 from evaluate import check_numbers  # noqa: E402
 
 
@@ -47,7 +47,7 @@ def percentile(x, rng):
 
 
 METHODS = {
-    "studentised bootstrap": lambda x, rng: report.mean_interval(x, rng, resamples=1000),
+    "studentised bootstrap": lambda x, rng: intervals.mean_interval(x, rng, resamples=1000),
     "t": lambda x, rng: stats.ttest_1samp(x, 0).confidence_interval(0.95),
     "percentile bootstrap": percentile,
 }
@@ -75,21 +75,21 @@ def scores(skewed, shape, arm, rng):
 
 
 def of_aggregates(tasks, skewed, level=0.95, trials=500, resamples=1000, rng=None):
-    """(ours, percentile bootstrap): for each of report.AGGREGATES how often the interval of its difference held the
+    """(ours, percentile bootstrap): for each of intervals.AGGREGATES how often the interval of its difference held the
     truth.
 
     The truth is the measure's expectation at ten seeds.
     """
     rng = rng or np.random.default_rng(0)
     big = [scores(skewed, (20000, 10, tasks), arm, rng) for arm in (0, 1)]
-    held = np.zeros((2, len(report.AGGREGATES)))
-    for i, (_, _, statistic, _, _, kind) in enumerate(report.AGGREGATES):
+    held = np.zeros((2, len(intervals.AGGREGATES)))
+    for i, (_, _, statistic, _, _, kind) in enumerate(intervals.AGGREGATES):
         truth = np.mean(statistic(big[1])) - np.mean(statistic(big[0]))
         for _ in range(trials):
             pair = [scores(skewed, (10, tasks), arm, rng) for arm in (0, 1)]
-            _, low, high = report.aggregate_difference(statistic, kind, *pair, rng, resamples, level)
+            _, low, high = intervals.aggregate_difference(statistic, kind, *pair, rng, resamples, level)
             held[0, i] += low <= truth <= high
-            draws = [statistic(x) for x in report.resampled(pair, rng, resamples)]
+            draws = [statistic(x) for x in intervals.resampled(pair, rng, resamples)]
             low, high = np.quantile(draws[1] - draws[0], [(1 - level) / 2, (1 + level) / 2])
             held[1, i] += low <= truth <= high
     return held / trials
@@ -99,7 +99,7 @@ def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     check_numbers(args, tasks=(1, 1000), samples=(2, 10**7), trials=(2, 10**7), resamples=(50, 10**6))
     of_means(args.samples)
-    names = [row[1] for row in report.AGGREGATES]
+    names = [row[1] for row in intervals.AGGREGATES]
     print(f"\n| tasks, scores | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
     for tasks in args.tasks:
         for skewed in (False, True):

@@ -1,7 +1,7 @@
 """Have trained policies collapsed where the optimal actions are known? PPO on gymnasium's tabular environments.
 
     python studies/tabular.py                          # five seeds, to results/tabular and results/emergence
-    python studies/tabular.py --envs FrozenLake-v1 --seeds 2 --total-timesteps 20000 --out runs/tab --tables runs/tab
+    python studies/tabular.py --envs FrozenLake-v1 --num-seeds 2 --total-timesteps 20000 --out runs/a --tables runs/a
 
 Trains `ppo_baseline.py` and `ppo_acpg.py` through benchmark.sh's sweep (resumable), has `evaluate.py` measure every
 checkpoint on all reachable states, labelled by their optimal actions from the transition table, and writes tabular.md
@@ -34,7 +34,7 @@ FLAGS = {"CliffWalking-v1": "--learning-rate 2.5e-3", "Taxi-v4": "--learning-rat
 class Args:
     envs: list[str] = field(default_factory=lambda: ["FrozenLake-v1", "CliffWalking-v1", "Taxi-v4"])
     """environments with a transition table"""
-    seeds: int = 5
+    num_seeds: int = 5
     """seeds of each arm"""
     total_timesteps: int | None = None
     """steps of every run; default: the sweep's budget for the environment"""
@@ -77,7 +77,7 @@ def name(metric):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
-    check_numbers(args, seeds=(2, 10**4), total_timesteps=(1, 10**9))
+    check_numbers(args, num_seeds=(2, 10**4), total_timesteps=(1, 10**9))
     for env_id in args.envs:
         try:
             table_known = hasattr(gym.make(env_id).unwrapped, "P")
@@ -96,14 +96,14 @@ def main():
             "--out",
             str(args.out),
         ]
-        command += ["--seeds", str(args.seeds), f"--extra=--save-model {FLAGS.get(env_id, '')}"]
+        command += ["--num-seeds", str(args.num_seeds), f"--extra=--save-model {FLAGS.get(env_id, '')}"]
         command += ["--total-timesteps", str(args.total_timesteps)] if args.total_timesteps is not None else []
         if status := subprocess.run(command, check=False).returncode:
             sys.exit(status)
     rows = defaultdict(list)
     for env_id in args.envs:
         for arm in ("baseline", "acpg"):
-            for seed in range(1, args.seeds + 1):
+            for seed in range(1, args.num_seeds + 1):
                 run = args.out / "runs" / f"{env_id}__ppo_{arm}__{seed}"
                 result = run / "evaluation.json"
                 if not result.is_file() or result.stat().st_mtime < (run / "model.pt").stat().st_mtime:

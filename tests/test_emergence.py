@@ -203,7 +203,7 @@ def test_command(tmp_path):
         str(ROOT / "studies" / "emergence.py"),
         "--out",
         str(tmp_path / "out"),
-        "--seeds",
+        "--num-seeds",
         "2",
         "--steps",
         "20",

@@ -23,7 +23,8 @@ def write_run(folder, env_id="CartPole-v1", algo="ppo", arm="baseline", seed=1, 
     path.mkdir(parents=True)
     args = {"env_id": env_id, "exp_name": f"{algo}_{arm}", "seed": seed, "total_timesteps": steps, "env_kwargs": "{}"}
     args |= {"max_episode_steps": None, "learning_rate": 1e-3, "run_dir": str(path)} | more.pop("args", {})
-    record = {"acpg_run": 1, "status": "finished", "args": args, "script_sha256": "x", "wall_time": 1.0} | more
+    record = {"acpg_run": 1, "status": "finished", "args": args, "script_sha256": "x", "wall_time": 1.0, "versions": {}}
+    record |= {"global_step": steps, "final_return": level} | more
     (path / "run.json").write_text(json.dumps(record))
     grid = np.linspace(0, steps, 51)
     curve = pd.DataFrame({"global_step": grid, "charts/episodic_return": np.linspace(0, level, 51)})

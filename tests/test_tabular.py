@@ -34,7 +34,7 @@ def test_table():
 def test_end_to_end(tmp_path):
     """Two seeds: every run is evaluated on exact labels, and running again trains nothing."""
     flags = [
-        "--seeds",
+        "--num-seeds",
         "2",
         "--total-timesteps",
         "1024",
@@ -66,7 +66,7 @@ def test_end_to_end(tmp_path):
     [
         (["--envs", "Nowhere-v0"], "Nowhere-v0"),
         (["--envs", "CartPole-v1"], "no transition table"),
-        (["--seeds", "0"], "--seeds"),
+        (["--num-seeds", "0"], "--num-seeds"),
     ],
 )
 def test_bad_input(flags, what, tmp_path):

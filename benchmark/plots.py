@@ -1,0 +1,204 @@
+"""The pictures of a report. Each function writes one file, some with the numbers behind it."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from intervals import interval_of, iqm, matrix, mean_band
+from reading import POINTS, on_grid
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLLAPSE = {
+    "alignment": "AC1 alignment (1)",
+    "variability_quotient": "AC2 variability quotient (0)",
+    "nc1": "AC2 NC1 (0)",
+    "etf_error": "AC3 ETF error of the means (0)",
+    "mean_weight_cosine": "AC3 cosine of means and weights (1)",
+}
+PANELS = ("alignment", "variability_quotient", "etf_error")
+# Okabe and Ito's colours, told apart by colour-blind readers too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def colours_of(arms):
+    """A colour for each arm: the same for baseline and ACPG in every picture."""
+    others = [arm for arm in arms if arm not in ("baseline", "acpg")]
+    colours = {"baseline": COLOURS[0], "acpg": COLOURS[1]} | {arm: COLOURS[2 + i % 5] for i, arm in enumerate(others)}
+    return {arm: colours[arm] for arm in arms}
+
+
+def style():
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
+    plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False})
+
+
+def band(axes, x, curves, colour, label, **options):
+    """Mean of `curves` (n, points) with its pointwise 95 % t interval."""
+    mean, low, high = mean_band(curves)
+    if np.isfinite(mean).all():
+        axes.plot(x, mean, color=colour, label=label, **options)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def save(figure, path):
+    """Write the figure with one legend of everything that carries a label in any of its axes."""
+    labelled = {}
+    for axes in figure.axes:
+        labelled |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=int(figure.get_figwidth() // 2))
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_curves(runs, returns, thresholds, colours, path):
+    envs, algos = runs.env.unique(), runs.algo.unique()
+    size = (1 + 3.2 * len(envs), 0.8 + 2.6 * len(algos))
+    figure, grid = plt.subplots(len(algos), len(envs), figsize=size, squeeze=False, layout="constrained", sharex="col")
+    for i, algo in enumerate(algos):
+        for j, env in enumerate(envs):
+            axes, cell = grid[i][j], runs[(runs.env == env) & (runs.algo == algo)]
+            for arm in (arm for arm in colours if arm in set(cell.arm)):
+                group = cell[cell.arm == arm]
+                steps = np.linspace(1 / POINTS, 1, POINTS) * group.budget.iloc[0] / 1000
+                band(axes, steps, returns[group.index], colours[arm], arm)
+            if thresholds[env] is not None:
+                axes.axhline(thresholds[env], color="grey", linestyle=":", linewidth=1, label="reward threshold")
+            axes.set_title(f"{env}, {algo}")
+            axes.set_ylabel("episodic return" if j == 0 else "")
+            axes.set_xlabel("thousand environment steps" if i == len(algos) - 1 else "")
+    save(figure, path)
+
+
+def logged(curves, index, tag, at):
+    """The value that each run logged first (at = 0) or last (-1) under a tag; runs without one are left out."""
+    values = [curves[k].get(tag, np.empty(0)) for k in index]
+    return [float(known[at]) for v in values if len(known := v[np.isfinite(v)])]
+
+
+def plot_collapse(runs, curves, returns, algo, colours, path):
+    cell = runs[runs.algo == algo]
+    envs, arms = (
+        cell.env.unique(),
+        [arm for arm in colours if arm in set(cell.arm)][:2],
+    )  # the baseline and ACPG come first
+    size = (13, 0.8 + 2.6 * len(envs))
+    figure, grid = plt.subplots(len(envs), 1 + len(PANELS), figsize=size, squeeze=False, layout="constrained")
+    for i, env in enumerate(envs):
+        for arm in arms:
+            group = cell[(cell.env == env) & (cell.arm == arm)]
+            if group.empty:
+                continue
+            budget = group.budget.iloc[0]
+            steps = np.linspace(1 / POINTS, 1, POINTS) * budget / 1000
+            band(grid[i][0], steps, returns[group.index], colours[arm], arm)
+            for axes, metric in zip(grid[i][1:], PANELS, strict=True):
+                for prefix, label, options in (
+                    ("collapse", arm, {}),
+                    ("collapse_null", f"{arm}, labels permuted", {"linestyle": "--"}),
+                ):
+                    if prefix == "collapse_null" and metric == "variability_quotient":
+                        continue  # hundreds: it would flatten the rest; the table has it
+                    read = np.stack([on_grid(curves[k], f"{prefix}/{metric}", budget) for k in group.index])
+                    band(axes, steps, read, colours[arm], label, **options)
+                untrained = np.mean(logged(curves, group.index, f"collapse/{metric}", 0) or math.nan)
+                axes.plot(
+                    0, untrained, "D", color=colours[arm], fillstyle="none", label=f"{arm}, untrained", clip_on=False
+                )
+        grid[i][0].set_ylabel(f"{env}\nepisodic return")
+        for axes, metric in zip(grid[i][1:], PANELS, strict=True):
+            axes.set_ylabel(COLLAPSE[metric])
+            if metric == "etf_error":  # which is 0 up to rounding where only two actions occur
+                axes.set_ylim(-0.05, 1.05)
+        for axes in grid[i]:
+            axes.set_xlabel("thousand environment steps" if i == len(envs) - 1 else "")
+    save(figure, path)
+
+
+def plot_verdicts(rows, colours, path):
+    """The aggregate differences from the baseline with their corrected intervals; right of zero the arm is better."""
+    measures = list(dict.fromkeys(row["measure"] for row in rows))
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    size = (9, 1.3 + len(measures) * (0.25 + 0.22 * len(arms)))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    for row in rows:
+        y = measures.index(row["measure"]) + 0.6 * ((arms.index(row["arm"]) + 0.5) / len(arms) - 0.5)
+        low, middle, high = ((1 if row["more_is_better"] else -1) * row[key] for key in ("low", "difference", "high"))
+        label = f"{row['arm']} ({row['tasks']} tasks, {row['seeds']} seeds)"
+        axes.plot([low, high], [y, y], color=colours[row["arm"]], linewidth=5, alpha=0.45, solid_capstyle="butt")
+        axes.plot(middle, y, "o", color=colours[row["arm"]], label=label)
+    axes.axvline(0, color="black", linewidth=1)
+    claims = {row["measure"]: row["claim"] for row in rows}
+    axes.set_yticks(range(len(measures)), [f"{claims[m]}: {m}" for m in measures])
+    axes.set_ylim(len(measures) - 0.5, -0.5)
+    axes.set_xlabel("\N{LEFTWARDS ARROW} baseline better    99.17 % interval    arm better \N{RIGHTWARDS ARROW}")
+    save(figure, path)
+
+
+def plot_aggregate(scores, colours, rng, resamples, path):
+    """IQM of normalised final return and area under the curve, per algorithm and arm, with 95 % bootstrap intervals."""
+    algos = list(scores.algo.unique())
+    most = scores.groupby("algo").arm.nunique().max()
+    size = (10, 1.2 + len(algos) * (0.3 + 0.25 * most))
+    figure, grid = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
+    table = []
+    for axes, (column, title) in zip(grid, (("final", "final return"), ("auc", "area under the curve")), strict=True):
+        for i, algo in enumerate(algos):
+            cell = scores[scores.algo == algo]
+            cell = cell[cell.groupby("env").arm.transform("nunique") == cell.arm.nunique()]  # where all arms have been
+            arms = [arm for arm in colours if arm in set(cell.arm)]
+            for k, arm in enumerate(arms):
+                array = matrix(cell[cell.arm == arm], f"norm_{column}")
+                value, low, high = float(iqm(array)), math.nan, math.nan
+                if len(array) > 1:
+                    low, high = interval_of(iqm, array, rng, resamples)
+                y = i + 0.7 * ((k + 0.5) / len(arms) - 0.5)
+                axes.plot([low, high], [y, y], color=colours[arm], linewidth=5, alpha=0.45, solid_capstyle="butt")
+                axes.plot(value, y, "o", color=colours[arm], label=arm)
+                table.append({"algo": algo, "arm": arm, "measure": column, "iqm": value, "low": low, "high": high})
+        axes.set_xlabel(f"IQM of normalised {title}\n(0 random policy, 1 threshold)")
+        axes.set_yticks(range(len(algos)), algos)
+        axes.set_ylim(len(algos) - 0.5, -0.5)
+    save(figure, path)
+    return pd.DataFrame(table)
+
+
+def plot_profile(scores, efficiency, colours, rng, resamples, out):
+    """Performance profile (share of runs above a score) and sample efficiency (IQM against the share of the budget)."""
+    low = min(0.0, float(scores.norm_final.quantile(0.02)))
+    taus, shares = np.linspace(low, max(1.2, scores.norm_final.max()), 200), np.linspace(1 / POINTS, 1, POINTS)
+    resamples = min(resamples, 2000)
+    plots = {
+        "profile": (taus, "normalised final return τ (0 random policy, 1 threshold)", "share of runs above τ"),
+        "efficiency": (shares, "share of the step budget", "IQM of normalised return"),
+    }
+    for name, (x, x_label, y_label) in plots.items():
+        figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+        frames = []
+        for arm, colour in colours.items():
+            rows = scores[scores.arm == arm]
+            if name == "profile":
+                array = matrix(rows, "norm_final")
+                statistics = [lambda x: (x[..., None] > taus).mean((-3, -2))]
+                arrays = [array]
+            else:
+                groups = [efficiency[group.sort_values("seed").index] for _, group in rows.groupby(["env", "algo"])]
+                array = np.stack([group[: min(map(len, groups))] for group in groups], axis=1)  # seeds, tasks, points
+                statistics, arrays = [iqm] * POINTS, np.moveaxis(array, -1, 0)
+            value = np.hstack([f(a) for f, a in zip(statistics, arrays, strict=True)])
+            axes.plot(x, value, color=colour, label=arm)
+            frame = pd.DataFrame({"arm": arm, "x": x, "value": value, "low": math.nan, "high": math.nan})
+            if len(array) > 1:
+                both = [interval_of(f, a, rng, resamples) for f, a in zip(statistics, arrays, strict=True)]
+                frame["low"], frame["high"] = (np.hstack(side) for side in zip(*both, strict=True))
+                if name == "profile":  # of shares
+                    frame[["low", "high"]] = frame[["low", "high"]].clip(0, 1)
+                axes.fill_between(x, frame.low, frame.high, color=colour, alpha=0.2, linewidth=0)
+            frames.append(frame)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        save(figure, out / f"{name}.png")
+        pd.concat(frames).to_csv(out / f"{name}.csv", index=False, float_format="%.5g")
