@@ -1,6 +1,8 @@
 """benchmark.sh: what it plans, that a stopped sweep goes on, that failures are said, and the way through to the
 report."""
 
+import contextlib
+import io
 import json
 import os
 import shlex
@@ -9,14 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import patch
 
 import pytest
 import slurm_node
 from helpers import ROOT, snapshot
 
+import sweep as sweep_module
+
 ENV = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-TINY_SWEEP = ("--algos", "ppo", "--envs", "CartPole-v1", "--seeds", "2", "--total-timesteps", "2048")
-TINY_SWEEP += ("--arms", "baseline", "acpg", "bad=acpg:--feature-dim=0")
+TINY_SWEEP = ("--algos", "ppo", "--envs", "CartPole-v1", "--num-seeds", "2", "--total-timesteps", "2048")
+TINY_SWEEP += ("--arms", "baseline", "acpg", "bad=acpg:--learning-rate=1e30")  # a non-finite loss
 ONE = ("--algos", "ppo", "--envs", "CartPole-v1", "--seeds", "1", "--arms", "baseline", "--total-timesteps", "1024")
 
 
@@ -31,16 +36,28 @@ def sweep(*flags, **options):
     return process.returncode, stdout, stderr
 
 
+def in_process(*flags):
+    """What a sweep that starts nothing says: (exit message or None, stdout)."""
+    stdout = io.StringIO()
+    try:
+        with patch.object(sys, "argv", ["sweep.py", *map(str, flags)]), contextlib.redirect_stdout(stdout):
+            sweep_module.main()
+    except SystemExit as end:
+        return end.code, stdout.getvalue()
+    return None, stdout.getvalue()
+
+
 def commands(*flags):
     """What --print lists, as lists of words."""
-    status, stdout, stderr = sweep("--print", *flags)
-    assert status == 0, stderr
+    error, stdout = in_process("--print", *flags)
+    assert error is None, error
     return [shlex.split(line) for line in stdout.splitlines()]
 
 
 def starts(folder):
-    """When each finished run in the folder was started: its event file, whose name holds the time."""
-    return {path.parent.name: path.name for path in (folder / "runs").glob("*/events.out.tfevents.*")}
+    """When each finished run in the folder was started: its event files, whose names hold the time."""
+    records = [path for path in (folder / "runs").glob("*/run.json") if '"finished"' in path.read_text()]
+    return {path.parent.name: [e.name for e in path.parent.glob("events.out.tfevents.*")] for path in records}
 
 
 # The plan
@@ -48,13 +65,12 @@ def starts(folder):
 
 def test_the_default_suite(tmp_path):
     lines = commands("--out", tmp_path / "out")
-    runs = [line[line.index("--one") + 1 :] for line in lines]
-    assert len({run[0] for run in runs}) == len(runs) == 3 * 2 * 4 * 10
-    assert {run[1] for run in runs} == {
-        f"{a}_{arm}.py" for a in ("ppo", "a2c", "reinforce") for arm in ("baseline", "acpg")
-    }
-    assert {run[run.index("--seed") + 1] for run in runs} == {str(seed) for seed in range(1, 11)}
-    assert {"CartPole-v1", "Acrobot-v1", "LunarLander-v3"} < {run[run.index("--env-id") + 1] for run in runs}
+    value = lambda line, flag: line[line.index(flag) + 1]  # noqa: E731
+    runs = {tuple(value(line, flag) for flag in ("--algos", "--arms", "--envs", "--seeds")) for line in lines}
+    assert len(runs) == len(lines) == 3 * 2 * 4 * 10
+    assert {run[:2] for run in runs} == {(a, arm) for a in ("ppo", "a2c", "reinforce") for arm in ("baseline", "acpg")}
+    assert {"CartPole-v1", "Acrobot-v1", "LunarLander-v3"} < {run[2] for run in runs}
+    assert {run[3] for run in runs} == {str(seed) for seed in range(1, 11)}
     assert not (tmp_path / "out").exists()
 
 
@@ -75,28 +91,37 @@ def test_options(tmp_path):
     lines = commands("--out", tmp_path, *flags, "--arms", *arms, "--extra=--gamma 0.9")
     assert len(lines) == 2 * 2 * 3
     text = [" ".join(line) for line in lines]
-    assert all("--total-timesteps 5000" in line and "--gamma 0.9" in line for line in text)
-    assert {line[line.index("--seed") + 1] for line in lines} == {"3", "7"}
-    random = [line for line in text if "--exp-name a2c_random" in line]
-    assert len(random) == 4 and all(
-        "a2c_acpg.py" in r and r.endswith("--action-layer=random --etf-scale=2") for r in random
-    )
-    assert all(
-        "a2c_baseline.py" in r and r.endswith("--learning-rate=8e-4") for r in text if "--exp-name a2c_fast" in r
-    )
-    assert all(("--max-episode-steps 200" in line) == ("CliffWalking" in line) for line in text)
-    assert len(commands("--out", tmp_path, *flags[:-5], "--seeds", "3", "--arms", "baseline")) == 2 * 3  # a count
+    assert all("--total-timesteps 5000" in line and "--extra=--gamma 0.9" in line for line in text)
+    assert {line[line.index("--seeds") + 1] for line in lines} == {"3", "7"}
+    assert sum("random=acpg:--action-layer=random --etf-scale=2" in line for line in text) == 4
+    assert len(commands("--out", tmp_path, *flags[:-5], "--seeds", "3", "--arms", "baseline")) == 2  # that seed
+    assert len(commands("--out", tmp_path, *flags[:-5], "--num-seeds", "3", "--arms", "baseline")) == 2 * 3
     assert commands("--seeds", "7", "3", "3") == commands("--seeds", "3", "7")
-    assert commands("--extra", "--gamma 0.9") == commands("--extra=--gamma 0.9") != commands("--slurm-args", "--time=1")
+
+
+def test_what_an_arm_means():
+    """Flags of all scripts, then the arm's own; what an environment needs; all of it as the script reads it."""
+    args = sweep_module.Args(envs=["CliffWalking-v1", "CartPole-v1"], algos=["a2c"], seeds=[4], extra="--gamma 0.9")
+    args.arms = ["baseline", "random=acpg:--action-layer=random --etf-scale=2", "fast=baseline:--learning-rate=8e-4"]
+    sweep_module.settle(args)
+    jobs = {(job.args["env_id"], job.args["exp_name"]): job for job in sweep_module.plan(args)}
+    assert len(jobs) == 6 and all(job.args["gamma"] == 0.9 and job.args["seed"] == 4 for job in jobs.values())
+    random, fast = jobs["CartPole-v1", "a2c_random"], jobs["CartPole-v1", "a2c_fast"]
+    assert (random.script, random.args["action_layer"], random.args["etf_scale"]) == ("a2c_acpg.py", "random", 2.0)
+    assert (fast.script, fast.args["learning_rate"]) == ("a2c_baseline.py", 8e-4)
+    assert {env: job.args["max_episode_steps"] for (env, _), job in jobs.items()} == {
+        "CliffWalking-v1": 200,
+        "CartPole-v1": None,
+    }
 
 
 def test_quick_leaves_what_was_said():
     quick = commands("--quick")
     assert len(quick) == 3 * 2 * 3 and all("CartPole-v1" in run and "100000" in run for run in quick)
-    assert len(commands("--quick", "--seeds", "10")) == 3 * 2 * 10
+    assert len(commands("--quick", "--num-seeds", "10")) == 3 * 2 * 10
     assert all(
-        "Acrobot-v1" in run and "500" in run
-        for run in commands("--quick", "--envs", "Acrobot-v1", "--total-timesteps", "500")
+        "Acrobot-v1" in run and "5000" in run
+        for run in commands("--quick", "--envs", "Acrobot-v1", "--total-timesteps", "5000")
     )
 
 
@@ -105,14 +130,24 @@ def test_quick_leaves_what_was_said():
     [
         (("--algos", "dqn"), ("--algos", "dqn")),
         (("--envs", "Nonsense-v9"), ("--envs", "Nonsense")),
-        (("--seeds", "one"), ("--seeds", "one")),
-        (("--seeds", "0"), ("--seeds",)),
+        (("--num-seeds", "0"), ("--num-seeds",)),
+        (("--num-seeds", "99999999999"), ("--num-seeds",)),
+        (("--seeds", "-1"), ("--seeds",)),
+        (("--seeds", "1", "--num-seeds", "2"), ("--seeds", "--num-seeds")),
+        (("--envs",), ("--envs",)),
+        (("--seeds",), ("--seeds",)),
+        (("--arms", "bad=acpg:--feature-dim=0"), ("--arms", "bad", "--feature-dim")),
+        (("--arms", "bad=acpg:--nonsense=0"), ("--arms", "bad", "--nonsense")),
+        (("--arms", "help=acpg:--help"), ("--arms", "help")),
+        (("--extra=--ent-coef nan",), ("--extra", "--ent-coef")),
+        (("--extra=--resume",), ("--extra", "--resume")),
+        (("--total-timesteps", "100"), ("--total-timesteps",)),
         (("--arms", "random=dqn:--x"), ("--arms", "random")),
         (("--arms", "acpg", "acpg"), ("--arms", "twice")),
         (("--jobs", "0"), ("--jobs",)),
         (("--total-timesteps", "0"), ("--total-timesteps",)),
         (("--extra=--x 'y",), ("--extra",)),
-        (("--extra", "--seed 3"), ("--extra", "--seeds")),
+        (("--extra=--seed 3",), ("--extra", "--seeds")),
         (("--arms", "baseline", "short=acpg:--total_timesteps=5"), ("--arms", "--total-timesteps")),
         (("--arms", "baseline", "short=acpg:--max-episode-steps 5"), ("--arms", "--extra")),
         (("--arms", "baseline=acpg:--gamma=0.9"), ("--arms", "another name")),
@@ -123,9 +158,9 @@ def test_quick_leaves_what_was_said():
 )
 def test_bad_input_is_one_line(tmp_path, flags, words):
     out = () if "--out" in flags else ("--out", tmp_path / "out")
-    status, stdout, stderr = sweep(*out, *flags)
-    assert status == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
-    assert all(word in stderr for word in words)
+    error, stdout = in_process(*out, *flags)
+    assert error.startswith("error: ") and "\n" not in error and stdout == "", error
+    assert all(word in error for word in words), error
     assert not list(tmp_path.iterdir())
 
 
@@ -143,7 +178,7 @@ def test_through_to_the_report(tiny):
     """The failed arm is named with the end of its log, the others go on, the status says so, the report marks it."""
     out, status, stdout, stderr = tiny
     assert status == 1 and "2 of 6 runs failed" in stderr and "ppo_bad 1" in stderr
-    assert "--feature-dim must lie between 1 and" in stdout and "exit status 1" in stdout and "[6/6, 2 failed" in stdout
+    assert "non-finite loss" in stdout and "exit status 1" in stdout and "[6/6, 2 failed" in stdout
     text = (out / "report.md").read_text()
     assert "Missing: 2 runs" in text and "ppo_bad 1: failed" in text
     assert "| CartPole-v1 | ppo | acpg | auc | 2 |" in text
@@ -179,7 +214,7 @@ def test_other_settings_are_refused_before_anything_runs(tmp_path):
     assert sweep("--out", tmp_path, *ONE)[0] == 0
     before = snapshot(tmp_path)
     for change in (
-        ("--extra", "--gamma 0.9"),
+        ("--extra=--gamma 0.9",),
         ("--total-timesteps", "2048"),
         ("--total-timesteps", "2048", "--arms", "acpg"),
     ):
@@ -268,8 +303,8 @@ def test_slurm(tmp_path):
     """A job array on a real single-node SLURM, an arm of which fails, and the report job that waits for its end."""
     with slurm_node.slurm(tmp_path / "slurm") as env:
         out = tmp_path / "out"
-        command = ["bash", str(ROOT / "benchmark.sh"), "--out", str(out), *ONE, "--seeds", "2", "--slurm"]
-        command += ["--arms", "baseline", "bad=acpg:--feature-dim=0", "--slurm-args", "--time=10 --comment='a b'"]
+        command = ["bash", str(ROOT / "benchmark.sh"), "--out", str(out), *ONE, "--seeds", "1", "2", "--slurm"]
+        command += ["--arms", "baseline", "bad=acpg:--learning-rate=1e30", "--slurm-args=--time=10 --comment='a b'"]
         result = subprocess.run(command, env=ENV | env, capture_output=True, text=True)
         assert result.returncode == 0 and "submitted 4 runs" in result.stdout, result.stderr
         waits = ["squeue", "--noheader", "--name=acpg-report", "--format=%E"]

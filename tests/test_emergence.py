@@ -104,7 +104,7 @@ def test_steps_follow_the_table():
 
 
 def quick(cell, layer, steps=1500, seeds=2):
-    args = emergence.Args(seeds=seeds, steps=steps, learning_rate=1e-2, scale=5.0)
+    args = emergence.Args(num_seeds=seeds, steps=steps, learning_rate=1e-2, scale=5.0)
     return emergence.train(args, layer, **emergence.CELLS[cell])
 
 

@@ -3,6 +3,7 @@ sweeps."""
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from helpers import ROOT
 from scipy import stats
 
 import interval_coverage
+import intervals
+import plots
+import reading
 import report
 
 
@@ -29,7 +33,7 @@ def write_run(folder, env_id="CartPole-v1", algo="ppo", arm="baseline", seed=1, 
     grid = np.linspace(0, steps, 51)
     curve = pd.DataFrame({"global_step": grid, "charts/episodic_return": np.linspace(0, level, 51)})
     curve.loc[0, "charts/episodic_return"] = np.nan
-    for metric in report.COLLAPSE:
+    for metric in plots.COLLAPSE:
         curve[f"collapse/{metric}"], curve[f"collapse_null/{metric}"] = np.linspace(0.2, 0.8, 51), 0.1
     curve.to_csv(path / "progress.csv", index=False)
 
@@ -43,9 +47,9 @@ def write_sweep(folder, seeds=4, envs=("CartPole-v1", "Acrobot-v1"), arms=("base
                 write_run(folder, env_id, "ppo", arm, seed, 300 + k * gain + noise + rng.normal(0, 3))
 
 
-def make_report(folder, *more):
+def make_report(folder, *more, **options):
     command = [sys.executable, str(ROOT / "benchmark" / "report.py"), str(folder), "--resamples", "2000", *more]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 # Estimators
@@ -54,7 +58,7 @@ def make_report(folder, *more):
 def test_summary_of_a_curve():
     """A ramp up to 1 over the first half, flat, then a fall to 0.5 in the last tenth."""
     curve = np.concatenate([np.linspace(0.02, 1, 50), np.ones(40), np.full(10, 0.5)])
-    result = report.summarise(curve, 1000, 0.9)
+    result = intervals.summarise(curve, 1000, 0.9)
     assert result["final"] == pytest.approx(0.5)
     assert result["best"] == pytest.approx(1.0)
     assert result["drawdown"] == pytest.approx(0.5)
@@ -65,43 +69,43 @@ def test_summary_of_a_curve():
 
 def test_steps_to_threshold_are_censored_and_undefined():
     curve = np.linspace(0, 1, 100)
-    assert report.summarise(curve, 1000, 2.0)["steps_to_threshold"] == 1000
-    assert not report.summarise(curve, 1000, 2.0)["reached"]
-    assert math.isnan(report.summarise(curve, 1000, None)["steps_to_threshold"])
+    assert intervals.summarise(curve, 1000, 2.0)["steps_to_threshold"] == 1000
+    assert not intervals.summarise(curve, 1000, 2.0)["reached"]
+    assert math.isnan(intervals.summarise(curve, 1000, None)["steps_to_threshold"])
 
 
 def test_grid_interpolates_and_holds_its_ends():
-    curve = pd.DataFrame({"global_step": [0, 250, 500, 750], "x": [None, 10.0, None, 30.0]})
-    read = report.on_grid(curve, "x", 1000)
+    curve = {"global_step": np.array([0.0, 250, 500, 750]), "x": np.array([np.nan, 10.0, np.nan, 30.0])}
+    read = reading.on_grid(curve, "x", 1000)
     assert read[24] == 10.0 and read[49] == pytest.approx(20.0) and read[-1] == 30.0 and read[0] == 10.0
-    assert np.isnan(report.on_grid(curve, "absent", 1000)).all()
+    assert np.isnan(reading.on_grid(curve, "absent", 1000)).all()
 
 
 def test_cvar_is_the_mean_of_the_worst_quarter():
-    assert report.cvar(np.array([9.0, 1.0, 5.0, 7.0, 2.0, 8.0, 6.0, 3.0])) == 1.5
-    assert report.cvar(np.arange(10.0)) == 1.0  # three of ten
-    assert report.cvar(np.arange(8.0).reshape(4, 2), axis=0).tolist() == [0.0, 1.0]
+    assert intervals.cvar(np.array([9.0, 1.0, 5.0, 7.0, 2.0, 8.0, 6.0, 3.0])) == 1.5
+    assert intervals.cvar(np.arange(10.0)) == 1.0  # three of ten
+    assert intervals.cvar(np.arange(8.0).reshape(4, 2), axis=0).tolist() == [0.0, 1.0]
 
 
 def test_iqm_is_the_mean_of_the_middle_half():
     scores = np.array([[0.0, 1.0, 2.0, 100.0], [3.0, 4.0, 5.0, -50.0]])
-    assert report.iqm(scores) == pytest.approx(np.mean([1, 2, 3, 4]))
-    assert report.iqm(np.stack([scores, scores + 1])).tolist() == pytest.approx([2.5, 3.5])
+    assert intervals.iqm(scores) == pytest.approx(np.mean([1, 2, 3, 4]))
+    assert intervals.iqm(np.stack([scores, scores + 1])).tolist() == pytest.approx([2.5, 3.5])
 
 
 def test_probability_of_improvement():
-    p, low, high = report.improvement(np.array([1.0, 2.0, -1.0, 0.0]))
+    p, low, high = intervals.improvement(np.array([1.0, 2.0, -1.0, 0.0]))
     assert p == pytest.approx(2.5 / 4)
     assert low == pytest.approx(stats.binomtest(2, 4).proportion_ci(method="wilson").low)
     assert high == pytest.approx(stats.binomtest(3, 4).proportion_ci(method="wilson").high)
-    p, low, high = report.improvement(np.ones(10))
+    p, low, high = intervals.improvement(np.ones(10))
     assert p == 1 and 0.6 < low < 0.8 and high == 1
 
 
 def test_resampling_keeps_tasks_and_pairs():
     """A seed is drawn from its own task, and the same one in both arms."""
     one = np.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]])
-    a, b = report.resampled([one, 2 * one], np.random.default_rng(0), 500)
+    a, b = intervals.resampled([one, 2 * one], np.random.default_rng(0), 500)
     assert a.shape == (500, 3, 2)
     assert set(np.unique(a[..., 0])) == {1.0, 2.0, 3.0} and set(np.unique(a[..., 1])) == {10.0, 20.0, 30.0}
     assert (b == 2 * a).all()
@@ -122,7 +126,7 @@ def test_the_interval_holds_its_level_at_ten_seeds(draw, truth):
     rng, trials, covered, percentile = np.random.default_rng(0), 3000, 0, 0
     for _ in range(trials):
         x = draw(rng)
-        low, high = report.mean_interval(x, rng, resamples=1000)
+        low, high = intervals.mean_interval(x, rng, resamples=1000)
         covered += low <= truth <= high
         low, high = np.quantile(x[rng.integers(10, size=(1000, 10))].mean(1), [0.025, 0.975])
         percentile += low <= truth <= high
@@ -132,13 +136,13 @@ def test_the_interval_holds_its_level_at_ten_seeds(draw, truth):
 
 def test_the_interval_at_its_edges():
     rng = np.random.default_rng(0)
-    assert report.mean_interval(np.array([5.0, 5.0, 5.0]), rng) == (5.0, 5.0)
-    assert all(math.isnan(x) for x in report.mean_interval(np.array([5.0]), rng))
-    assert report.mean_interval(np.array([1.0, 3.0]), rng) == pytest.approx(
+    assert intervals.mean_interval(np.array([5.0, 5.0, 5.0]), rng) == (5.0, 5.0)
+    assert all(math.isnan(x) for x in intervals.mean_interval(np.array([5.0]), rng))
+    assert intervals.mean_interval(np.array([1.0, 3.0]), rng) == pytest.approx(
         (2 - 12.7062, 2 + 12.7062), rel=1e-4
     )  # t of one
-    low, high = report.mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 6.0]), rng)
-    wide = report.mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 6.0]), rng, level=0.99)
+    low, high = intervals.mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 6.0]), rng)
+    wide = intervals.mean_interval(np.array([1.0, 2.0, 3.0, 4.0, 6.0]), rng, level=0.99)
     assert wide[0] < low < 3.2 < high < wide[1]
 
 
@@ -148,20 +152,20 @@ def test_an_expanded_interval_is_a_t_interval_where_that_is_right():
     x = stats.norm.ppf((np.arange(10) + 0.5) / 10)
     draws = x.mean() + x.std() / np.sqrt(10) * stats.norm.ppf((np.arange(99999) + 0.5) / 99999)
     for level in (0.95, 0.99):
-        ours = report.expanded_interval(draws, x.mean(), 10, 9, level)
+        ours = intervals.expanded_interval(draws, x.mean(), 10, 9, level)
         assert ours == pytest.approx(stats.ttest_1samp(x, 0).confidence_interval(level), rel=1e-3)
-    low, high = report.expanded_interval(np.array([[1.0, 5], [2, 5], [3, 5]]), np.array([2.0, 5]), 10, 9)
+    low, high = intervals.expanded_interval(np.array([[1.0, 5], [2, 5], [3, 5]]), np.array([2.0, 5]), 10, 9)
     assert low[0] < 1 and high[0] > 3 and low[1] == high[1] == 5  # several statistics at once
 
 
 def test_interval_of_a_difference_of_failure_rates():
     """By hand for ten pairs: all equal, 0 +- 1.96 sqrt(1) / 12; one up, three down, -2/12 +- 1.96 sqrt(5 - 4/12) /
     12."""
-    assert report.failure_interval(np.zeros(10)) == pytest.approx((-1.96 / 12, 1.96 / 12), rel=1e-4)
-    low, high = report.failure_interval(np.array([-1, -1, -1, 1, 0, 0, 0, 0, 0, 0]))
+    assert intervals.failure_interval(np.zeros(10)) == pytest.approx((-1.96 / 12, 1.96 / 12), rel=1e-4)
+    low, high = intervals.failure_interval(np.array([-1, -1, -1, 1, 0, 0, 0, 0, 0, 0]))
     half = 1.959964 * math.sqrt(5 - 4 / 12) / 12
     assert (low, high) == pytest.approx((-2 / 12 - half, -2 / 12 + half))
-    assert report.failure_interval(-np.ones(10))[0] == -1.0
+    assert intervals.failure_interval(-np.ones(10))[0] == -1.0
 
 
 @pytest.mark.parametrize("skewed", [False, True], ids=["normal", "skewed"])
@@ -174,7 +178,7 @@ def test_the_aggregate_intervals_hold_their_level_at_ten_seeds(skewed):
 
 def test_one_value_far_off_does_not_blow_the_interval_up():
     x = np.array([-84.0, -85, -83, -84, -86, -82, -84, -85, -83, -500])
-    low, high = report.mean_interval(x, np.random.default_rng(0))
+    low, high = intervals.mean_interval(x, np.random.default_rng(0))
     assert low < x.mean() < high and high - low < 3 * x.std(ddof=1)
 
 
@@ -187,7 +191,7 @@ def test_every_measure_knows_which_way_is_better(arm, against, side):
             values = rng.normal([final, auc, steps], spread)
             values = dict(zip(("norm_final", "norm_auc", "norm_steps"), values, strict=True))
             rows.append({"env": "e", "algo": "ppo", "arm": name, "seed": seed} | values)
-    table, tasks, seeds = report.compare_aggregates(pd.DataFrame(rows), arm, rng, 2000, against)
+    table, tasks, seeds = intervals.compare_aggregates(pd.DataFrame(rows), arm, rng, 2000, against)
     assert len(table) == 6 and all(row[side] for row in table) and (tasks, seeds) == (1, 10)
     assert all(row["low"] <= row["difference"] <= row["high"] for row in table)
 
@@ -203,17 +207,17 @@ def test_aggregates_pair_seeds_whatever_their_order():
     own = scores.arm == "acpg"
     scores.loc[own, "norm_final"] = scores.seed[own].map(base) + 0.05
     scores = scores.assign(norm_auc=scores.norm_final, norm_steps=1 - scores.norm_final)
-    table = report.compare_aggregates(scores, "acpg", rng, 2000)[0]
+    table = intervals.compare_aggregates(scores, "acpg", rng, 2000)[0]
     (row,) = (row for row in table if row["claim"] == "better")
     assert row["low"] == pytest.approx(0.05) == row["high"] and row["better"]
 
 
 def test_verdicts():
     row = lambda better, worse: {"better": better, "worse": worse}  # noqa: E731
-    assert report.verdict("faster", [row(True, False), row(False, False)]) == "supported"
-    assert report.verdict("faster", [row(False, False)]) == "not distinguishable"
-    assert report.verdict("faster", [row(False, True), row(False, False)]) == "contradicted"
-    assert report.verdict("faster", [row(False, True), row(True, False)]) == "mixed"
+    assert intervals.verdict("faster", [row(True, False), row(False, False)]) == "supported"
+    assert intervals.verdict("faster", [row(False, False)]) == "not distinguishable"
+    assert intervals.verdict("faster", [row(False, True), row(False, False)]) == "contradicted"
+    assert intervals.verdict("faster", [row(False, True), row(True, False)]) == "mixed"
 
 
 @pytest.mark.parametrize("gain, faster", [(60.0, "supported"), (0.0, "not distinguishable"), (-60.0, "contradicted")])
@@ -360,14 +364,36 @@ def test_no_scores_where_the_random_policy_reaches_the_threshold(tmp_path):
 
 def test_the_reference_of_the_random_policy(monkeypatch):
     """By the return's known value where every step pays 1 and the time limit ends all; none if episodes do not end."""
-    cache, args = {}, {"env_id": "CartPole-v1", "env_kwargs": "{}", "max_episode_steps": 5}
-    assert report.random_return(args, 0, cache) == 5.0
+    own = {"env_id": "CartPole-v1", "env_kwargs": "{}", "max_episode_steps": 5}
+    settings, cache, args = {("CartPole-v1", "ppo", "acpg"): own}, {}, report.Args(None)
+    assert report.references(settings, args, cache) == ({"CartPole-v1": 475.0}, {"CartPole-v1": 5.0})
     ((_, entry),) = cache.items()
-    assert entry["episodes"] == 100 and entry["standard_error"] == 0
-    assert report.random_return(args | {"max_episode_steps": None}, 0, cache) > 15 and len(cache) == 2
+    assert entry["episodes"] == 100 and entry["standard_error"] == 0 and entry["threshold"] == 475.0
+    assert report.random_return(own | {"max_episode_steps": None}, 0)["mean"] > 15
     monkeypatch.setattr(report, "REFERENCE_STEPS", 300)
-    assert report.random_return(args, 0, cache) == 5.0  # not measured again
-    assert report.random_return(args, 1, cache) is None
+    assert report.references(settings, args, cache)[1] == {"CartPole-v1": 5.0}  # not measured again
+    args.seed = 1
+    assert report.references(settings, args, cache)[1] == {"CartPole-v1": None}
+
+
+def test_modules_are_imported_when_told_to(tmp_path):
+    """A run.json may name any module: the report imports none by itself, and needs none where the reference is kept."""
+    proof = tmp_path / "imported"
+    code = f"open({str(proof)!r}, 'w')\nimport gymnasium as gym\nentry = 'gymnasium.envs.classic_control:CartPoleEnv'\n"
+    code += "gym.register('Own-v0', entry, max_episode_steps=9, reward_threshold=8.0)\n"
+    (tmp_path / "own.py").write_text(code)
+    sweep = tmp_path / "sweep"
+    for arm in ("baseline", "acpg"):
+        write_run(sweep, env_id="own:Own-v0", arm=arm, level=8.0)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = make_report(sweep, env=environment)
+    assert result.returncode == 1 and "--import-modules" in result.stderr and result.stderr.count("\n") == 1
+    assert not proof.exists() and not (sweep / "report.md").exists()
+    result = make_report(sweep, "--import-modules", env=environment)
+    assert result.returncode == 0 and proof.exists(), result.stderr
+    assert "| own:Own-v0 | 9 | 8 |" in (sweep / "report.md").read_text()
+    proof.unlink()
+    assert make_report(sweep, env=environment).returncode == 0 and not proof.exists()
 
 
 def test_a_single_seed(tmp_path):
@@ -407,7 +433,7 @@ def test_mixed_settings_are_refused(tmp_path, change, word):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("total_timesteps", 20000), ("max_episode_steps", 100), ("env_kwargs", '{"a": 1}')]
+    "key, value", [("total_timesteps", 15000), ("max_episode_steps", 100), ("env_kwargs", '{"a": 1}')]
 )
 def test_arms_that_do_not_compare_are_refused(tmp_path, key, value):
     write_sweep(tmp_path, seeds=2, arms=("baseline",))
