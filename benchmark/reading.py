@@ -168,12 +168,14 @@ def read_curves(folder, record):
     """progress.csv of a finished run's folder: arrays (rows,) by column, which end at the run's last step."""
     path = folder / "progress.csv"
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            columns, *rows = list(csv.reader(file, strict=True)) or [[]]
+        text = path.read_text(encoding="utf-8")
+        columns, *rows = list(csv.reader(io.StringIO(text), strict=True)) or [[]]
     except OSError as error:
         raise Damaged(path, f"cannot be read: {error.strerror}") from error
     except (ValueError, csv.Error) as error:
         raise Damaged(path, f"is no CSV file: {error}") from error
+    if not text.endswith("\n"):
+        raise Damaged(path, "ends amid a row")
     curves = check_curves(path, columns, rows)
     check_end(path, record, curves[STEP][-1])
     return curves

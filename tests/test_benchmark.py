@@ -2,6 +2,7 @@
 report."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -11,8 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest.mock import patch
 
+import pandas as pd
 import pytest
 import slurm_node
 from helpers import ROOT, snapshot
@@ -193,6 +196,119 @@ def test_a_second_time_keeps_what_is_finished(tiny):
     status, stdout, _ = sweep("--out", out, *TINY_SWEEP)
     assert status == 1 and "4 of them finished before" in stdout
     assert starts(out) == before and len(before) == 4
+
+
+def pack(folder, *flags):
+    command = [sys.executable, str(ROOT / "benchmark" / "pack.py"), str(folder), *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_packed_runs_are_finished(tiny, tmp_path):
+    """Without their folders, for the sweep and for the report; files that no run left stay."""
+    out = tmp_path / "out"
+    shutil.copytree(tiny[0], out)
+    note = out / "runs" / "CartPole-v1__ppo_acpg__2" / "note.txt"
+    note.write_text("mine")
+    result = pack(out, "--remove")
+    assert result.returncode == 0 and "4 runs in" in result.stdout, result.stderr
+    assert "not packed" in result.stdout and "is of a run that is failed" in result.stdout
+    assert "holds other files" in result.stdout and [*note.parent.iterdir()] == [note]
+    assert len(list((out / "runs").iterdir())) == 2 + 1
+    status, stdout, stderr = sweep("--out", out, *TINY_SWEEP[:-3], "baseline", "acpg")
+    assert status == 0 and "4 runs, 4 of them finished before" in stdout, stderr
+    assert "4 runs, 2 missing" in stdout
+    text = (out / "report.md").read_text()
+    assert "4 finished runs" in text
+    status, stdout, stderr = sweep("--out", out, *ONE, "--extra=--gamma 0.9")
+    assert status == 1 and "packed.csv.gz: CartPole-v1__ppo_" in stderr and stderr.count("\n") == 1
+
+
+def test_packing_refuses(tmp_path):
+    """Folders without runs, and one that a sweep writes to; and leaves both as they are."""
+    result = pack(tmp_path)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
+    (tmp_path / "runs").mkdir()
+    with open(tmp_path / "sweep.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = pack(tmp_path, "--remove")
+    assert result.returncode == 1 and "a sweep is writing" in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "packed.csv.gz").exists()
+
+
+def test_what_is_recognised(tmp_path):
+    """The same settings written in another way are; a curve that is not whole, a record cut short are not."""
+    assert sweep("--out", tmp_path, *ONE, "--extra=--gamma 0.9 --ent-coef 0.02")[0] == 0
+    before = starts(tmp_path)
+    same = ("--out", tmp_path, *ONE, "--extra=--ent_coef=2e-2 --no-compile --gamma .9")
+    status, stdout, _ = sweep(*same)
+    assert status == 0 and "1 of them finished before" in stdout and starts(tmp_path) == before
+    curve = next((tmp_path / "runs").glob("*/progress.csv"))
+    whole = curve.read_text()
+    curve.write_text(whole[: len(whole) // 2])
+    status, stdout, _ = sweep(*same)
+    assert status == 0 and "0 of them finished before" in stdout and starts(tmp_path) != before
+    assert len(curve.read_text().splitlines()) == len(whole.splitlines())
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+
+
+LONG = (*ONE[:-1], "4000000", "--jobs", "1", "--seeds", "1", "2")
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+def test_a_signal_reaches_the_runs(tmp_path, number):
+    """Each ends after its update, with its logs whole; the sweep says how to go on, and that it does."""
+    process = start("--out", tmp_path, *LONG, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    record = tmp_path / "runs" / "CartPole-v1__ppo_baseline__1" / "run.json"
+    wait_for(record.exists, process)
+    time.sleep(1)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 128 + number, stderr
+    assert "waiting for 1 runs" in stderr and "goes on later" in stderr and "Traceback" not in stderr
+    assert json.loads(record.read_text())["status"] == "interrupted"
+    statuses = [run["status"] for run in json.loads((tmp_path / "manifest.json").read_text())["runs"].values()]
+    assert statuses == ["interrupted", "planned"] and "FAILED" not in stdout
+
+
+def test_killed_runs_go_on_from_their_checkpoints(tmp_path):
+    """To what a run that nobody killed ends with."""
+    flags = (*ONE[:-1], "60000", "--extra=--checkpoint-interval 10")
+    process = start("--out", tmp_path / "killed", *flags, stdout=subprocess.DEVNULL, start_new_session=True)
+    folder = tmp_path / "killed" / "runs" / "CartPole-v1__ppo_baseline__1"
+    wait_for((folder / "checkpoint.pt").exists, process)
+    process.kill()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
+    process.wait()
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+    status, stdout, stderr = sweep("--out", tmp_path / "killed", *flags)
+    assert status == 0 and "0 of them finished before" in stdout, stderr
+    assert "goes on at step" in (tmp_path / "killed" / "logs" / f"{folder.name}.log").read_text()
+    assert sweep("--out", tmp_path / "whole", *flags)[0] == 0
+    killed, whole = (
+        pd.read_csv(tmp_path / name / "runs" / folder.name / "progress.csv").drop(columns="charts/SPS")
+        for name in ("killed", "whole")
+    )
+    pd.testing.assert_frame_equal(killed, whole, check_exact=True)
+
+
+def test_files_in_the_way(tmp_path):
+    """In the place of folders: one line, and they stay."""
+    for name in ("runs", "logs", "manifest.json", "references.json", "packed.csv.gz"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("mine")
+        status, stdout, stderr = sweep("--out", out, *ONE)
+        assert status == 1 and "Traceback" not in stdout + stderr, stderr
+        assert str(out / name) in stdout + stderr and (out / name).read_text() == "mine"
 
 
 def test_a_changed_flag_runs_again(tmp_path):
