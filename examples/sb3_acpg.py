@@ -7,8 +7,10 @@
 """
 
 import math
+import sys
 from dataclasses import dataclass
 
+import gymnasium as gym
 import torch
 import torch.nn as nn
 import tyro
@@ -74,6 +76,17 @@ class ACPGPolicy(ActorCriticPolicy):
 
 if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    if args.env_id not in gym.registry:
+        sys.exit(f"error: --env-id {args.env_id} is unknown to gymnasium")
+    bounds = {
+        "total_timesteps": (1, 1e12),
+        "seed": (0, 2**32 - 1),
+        "etf_scale": (1e-6, 1e6),
+        "feature_gain": (1e-6, 1e6),
+    }
+    for name, (low, high) in bounds.items():
+        if not low <= (value := getattr(args, name)) <= high:
+            sys.exit(f"error: --{name.replace('_', '-')} must lie between {low} and {high}, got {value}")
     torch.set_num_threads(1)
     policy_kwargs = {"etf_scale": args.etf_scale, "feature_gain": args.feature_gain}
     envs = make_vec_env(args.env_id, n_envs=4, seed=args.seed)

@@ -110,7 +110,7 @@ COMPARISONS = [
 
 @dataclass
 class Args:
-    seeds: int | None = None
+    num_seeds: int | None = None
     """so many seeds in every comparison; default: the protocol's"""
     jobs: int = 2
     """runs at a time"""
@@ -197,7 +197,7 @@ def curve_ours(comparison, seed):
 
 def main():
     args = tyro.cli(Args)
-    check_numbers(args, seeds=(2, 10**4), jobs=(1, 10**4))
+    check_numbers(args, num_seeds=(2, 10**4), jobs=(1, 10**4))
     if args.sb3:
         index, seed, path = args.sb3.split(":", 2)
         return run_sb3(COMPARISONS[int(index)], int(seed), path)
@@ -209,7 +209,7 @@ def main():
             [
                 [
                     pool.submit(curve, comparison, comparison.first + i)
-                    for i in range(comparison.seeds if args.seeds is None else args.seeds)
+                    for i in range(comparison.seeds if args.num_seeds is None else args.num_seeds)
                 ]
                 for curve in (curve_ours, curve_sb3)
             ]

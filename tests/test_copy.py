@@ -88,3 +88,12 @@ def test_the_example_runs():
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "greedy return" in result.stdout
+
+
+@pytest.mark.parametrize("flag", ("--etf-scale=nan", "--feature-gain=0", "--seed=-1", "--env-id=Nonsense-v0"))
+def test_the_example_refuses_in_a_line(flag):
+    pytest.importorskip("stable_baselines3")
+    command = [sys.executable, str(ROOT / "examples" / "sb3_acpg.py"), flag]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and result.stderr.startswith(f"error: {flag.partition('=')[0]}"), result.stderr
+    assert result.stderr.count("\n") == 1
