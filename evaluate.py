@@ -12,6 +12,7 @@ only.
 """
 
 import argparse
+import dataclasses
 import importlib
 import json
 import math
@@ -54,6 +55,8 @@ class Args:
     """folder for evaluation.json, collapse.png and videos; empty means the run's"""
     video: bool = False
     """record one greedy episode"""
+    animate: bool = False
+    """draw collapse.gif: the activations at each checkpoint of a run made with --keep-checkpoints"""
 
 
 def fail(message):
@@ -243,6 +246,9 @@ def labelled_states(args, agent, run, env):
     return np.unique(met, axis=0), None, "greedy, which flatters: compare with the null"
 
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+
+
 def project(weight, num=3):
     """An orthonormal basis (d, n) of the span of the centred weights (K, d), n = min(K - 1, num): the ETF's own
     space."""
@@ -251,8 +257,7 @@ def project(weight, num=3):
 
 
 def draw(features, labels, weight, title, path):
-    """Activations, class means and weights on the line (K = 2), plane (3) or in the space (4 and more) of the
-    weights."""
+    """Activations, class means and weights on the line (K = 2), plane (3) or in the space (4) of the weights."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -264,12 +269,11 @@ def draw(features, labels, weight, title, path):
     points, rows = ((features - centre) @ basis).numpy(), ((weight - weight.mean(0)) @ basis).numpy()
     reach = np.linalg.norm(points, axis=1).max() or 1.0
     rows = rows / np.linalg.norm(rows, axis=1).max() * reach
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
     figure = plt.figure(figsize=(7, 3.2 if n == 1 else 6.5), layout="constrained")
     axes = figure.add_subplot(projection="3d" if n == 3 else None)
     rng = np.random.default_rng(0)
     for k in range(len(weight)):
-        own, colour = points[labels.numpy() == k], colours[k % len(colours)]
+        own, colour = points[labels.numpy() == k], COLOURS[k % len(COLOURS)]
         spread = rng.uniform(-1, 1, size=(len(own), 1)) if n == 1 else np.zeros((len(own), 0))
         axes.scatter(*np.hstack([own, spread]).T, s=6, alpha=0.35, color=colour)
         for place, marker, size in ((own.mean(0) if len(own) else None, "o", 110), (rows[k], "^", 130)):
@@ -288,6 +292,75 @@ def draw(features, labels, weight, title, path):
     axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_cosines(features, labels, weight, title, path):
+    """Cosines between the centred class means, and between the weights of the same actions: for K > 4."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    classes = labels.unique()
+    means = torch.stack([features[labels == k].mean(0) for k in classes])
+    figure, grid = plt.subplots(1, 2, figsize=(10, 5.2), layout="constrained", sharey=True)
+    for axes, name, rows in zip(grid, ("class means", "weights"), (means, weight[classes]), strict=True):
+        rows = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
+        image = axes.imshow(rows @ rows.T, vmin=-1, vmax=1, cmap="RdBu_r")
+        places = range(0, len(classes), math.ceil(len(classes) / 18))
+        axes.set_xticks(places, [int(classes[k]) for k in places], fontsize=8)
+        axes.set_yticks(places, [int(classes[k]) for k in places], fontsize=8)
+        axes.set_xlabel(f"{name}, by action")
+    figure.colorbar(image, ax=grid, shrink=0.8, label="cosine")
+    present = (
+        f"{len(classes)} of {len(weight)} actions occur; of a simplex ETF all others are {-1 / (len(classes) - 1):.2f}"
+    )
+    figure.suptitle(f"{title}\n{present}", fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def animate(args, run, obs, labels, weight, path):
+    """A GIF of the activations of `obs` (N, ...) in the plane of the centred weights, one frame a kept checkpoint."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.animation import FuncAnimation, PillowWriter
+
+    frames, basis = list(read_checkpoints(args, torch.as_tensor(obs))), project(weight, 2)
+    rows = ((weight - weight.mean(0)) @ basis).numpy()
+    rows = np.hstack([rows, np.zeros((len(rows), 2 - rows.shape[1]))]) / np.linalg.norm(rows, axis=1).max()
+    figure, axes = plt.subplots(figsize=(4.2, 4.6), layout="constrained")
+    axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal", xticks=[], yticks=[])
+    for k, row in enumerate(rows):
+        axes.annotate("", row, (0, 0), arrowprops={"arrowstyle": "->", "color": COLOURS[k % len(COLOURS)]})
+    dots = axes.scatter(*np.zeros((2, len(labels))), s=3, c=[COLOURS[k % len(COLOURS)] for k in labels.tolist()])
+
+    def show(number):
+        step, mean, features = frames[number]
+        points = ((features - features.mean(0)) @ basis).numpy()
+        points = np.hstack([points, np.zeros((len(points), 2 - points.shape[1]))])
+        dots.set_offsets(points / (np.linalg.norm(points, axis=1).max() or 1.0))
+        axes.set_title(f"{run['env_id']} {run['exp_name']}\nstep {step:,}, mean return {mean:.0f}", fontsize=10)
+
+    order = [*range(len(frames)), *[len(frames) - 1] * 10]  # the last one stays for a while
+    FuncAnimation(figure, show, order).save(path, writer=PillowWriter(fps=8), dpi=80)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def read_checkpoints(args, obs, most=80):
+    """(step, mean return, features of `obs`) of at most so many of the run's kept checkpoints, in order of steps."""
+    paths = sorted(args.run.glob("checkpoints/*.pt"), key=lambda path: int(path.stem) if path.stem.isdecimal() else 0)
+    if len(paths) < 2:
+        fail(f"{args.run} has no checkpoints; train with --checkpoint-interval N --keep-checkpoints")
+    for path in [paths[k] for k in np.unique(np.linspace(0, len(paths) - 1, most).round().astype(int))]:
+        agent, _, env = load(dataclasses.replace(args, run=path, video=False))
+        env.close()
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        returns = checkpoint["returns"] or [math.nan]
+        yield checkpoint["step"], np.mean(returns), agent.features(obs)
 
 
 def main():
@@ -334,7 +407,10 @@ def main():
         result[group] = {name: plain(value) for name, value in result[group].items()}
     (out / "evaluation.json").write_text(json.dumps(result, indent=1, default=float) + "\n")
     if metrics["classes_present"] >= 2:
-        draw(features, labels, weight, f"{run['env_id']} {run['exp_name']} seed {run['seed']}", out / "collapse.png")
+        picture = draw if len(weight) <= 4 else draw_cosines
+        picture(features, labels, weight, f"{run['env_id']} {run['exp_name']} seed {run['seed']}", out / "collapse.png")
+    if args.animate:
+        animate(args, run, obs, labels, weight, out / "collapse.gif")
     if args.video:
         recorded = gym.wrappers.RecordVideo(
             env, str(out / "videos"), episode_trigger=lambda _: True, name_prefix="evaluation"

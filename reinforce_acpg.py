@@ -54,6 +54,7 @@ class Args:
     save_model: bool = False  # save the trained agent as model.pt in the run folder
     run_dir: str = ""  # the run folder, whose run is replaced; default: runs/<env-id>__<exp-name>__<seed>
     checkpoint_interval: int = 0  # updates between checkpoints, where all episodes begin anew; 0: none
+    keep_checkpoints: bool = False  # keep each checkpoint as checkpoints/<step>.pt, for evaluate.py --animate
     resume: bool = False  # go on from the last checkpoint of the same run
     log_interval: int = 1  # updates per entry of the logs, in which losses are averaged over them
     diagnostics_interval: int = 20  # updates between two measurements of collapse/*; 0: never
@@ -434,7 +435,7 @@ class Run(AbstractContextManager):
             wandb.init(**names, config=vars(args), sync_tensorboard=True, save_code=True)
         # Files about another model go, and those that this run writes to unless it goes on
         outdated = ["*.tmp", "model.pt", "evaluation.json", "collapse.png"]
-        outdated += [] if self.saved else ["checkpoint.pt", "events.out.tfevents.*", "videos/*"]
+        outdated += [] if self.saved else ["checkpoint.pt", "checkpoints/*", "events.out.tfevents.*", "videos/*"]
         for path in (path for pattern in outdated for path in self.path.glob(pattern)):
             path.unlink()
         self.write("run.json", json.dumps(self.record, indent=2).encode())
@@ -511,6 +512,9 @@ class Run(AbstractContextManager):
             content["wall_time"] = time.perf_counter() - self.start
         torch.save(content, buffer := io.BytesIO())
         self.write(name, buffer.getvalue())
+        if loop and self.args.keep_checkpoints:
+            (self.path / "checkpoints").mkdir(exist_ok=True)
+            self.write(f"checkpoints/{self.step}.pt", buffer.getvalue())
 
     def write(self, name, content):
         (self.path / f"{name}.tmp").write_bytes(content)

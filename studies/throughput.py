@@ -5,9 +5,11 @@
     python studies/throughput.py --algorithm a2c
     python studies/throughput.py --parts            # microseconds per step by part, and what compilation takes
     python studies/throughput.py --diagnostics      # what the collapse metrics cost
+    python studies/throughput.py --env-id environments.minatar:MinAtar-Breakout-v0 --extra="--num-envs 16"
 
-Each round starts all programs at the same hyperparameters (the scripts' defaults, see docs/parity.md for the mapping),
-with our diagnostics and logging on and SB3's logging off. From the end of the warm-up on, which compilation is part
+Each round starts all programs at the same hyperparameters (the scripts' defaults, see docs/parity.md for the mapping)
+and with the same networks (for images the scripts' convolutions, in separate feature extractors), with our diagnostics
+and logging on and SB3's logging off. From the end of the warm-up on, which compilation is part
 of, they take turns of .2 s, the others being stopped (SIGSTOP), until the first has finished; steps per second are of
 CPU time, between two entries of the run's log, whose appearance is noticed within milliseconds. A machine whose speed
 drifts within seconds so drifts for all of them: where runs one after the other gave ratios from 1.6 to 3.2 within one
@@ -81,25 +83,37 @@ def measure_sb3(args):
             temporary.replace(args.sb3)
 
     torch.set_num_threads(1)
-    env_kwargs = {"render_mode": None}
-    if args.algorithm == "a2c":
-        envs = make_vec_env(args.env_id, n_envs=8, seed=1, env_kwargs=env_kwargs)
-        model = A2C("MlpPolicy", envs, n_steps=5, ent_coef=0.01, vf_coef=0.5, seed=1, device="cpu")
+    script = importlib.import_module(f"{args.algorithm}_baseline")
+    own = tyro.cli(script.Args, args=args.extra.split())
+    envs = make_vec_env(args.env_id, n_envs=own.num_envs, seed=1, env_kwargs={"render_mode": None})
+    kwargs = {"ent_coef": own.ent_coef, "n_steps": own.num_steps, "gamma": own.gamma, "seed": 1, "device": "cpu"}
+    if len(envs.observation_space.shape) == 3:
+        kwargs["policy_kwargs"] = image_policy(script)
+    if args.algorithm == "a2c":  # SB3's value losses are not halved
+        model = A2C("MlpPolicy", envs, learning_rate=own.learning_rate, vf_coef=own.vf_coef / 2, **kwargs)
     else:
-        model = PPO(
-            "MlpPolicy",
-            make_vec_env(args.env_id, n_envs=4, seed=1, env_kwargs=env_kwargs),
-            learning_rate=lambda remaining: 2.5e-4 * remaining,
-            n_steps=128,
-            batch_size=128,
-            n_epochs=4,
-            clip_range_vf=0.2,
-            ent_coef=0.01,
-            vf_coef=0.25,
-            seed=1,
-            device="cpu",
-        )
+        kwargs |= {"learning_rate": lambda remaining: own.learning_rate * remaining, "n_epochs": own.update_epochs}
+        kwargs |= {"batch_size": own.num_envs * own.num_steps // own.num_minibatches}
+        model = PPO("MlpPolicy", envs, clip_range_vf=own.clip_coef, vf_coef=own.vf_coef / 2, **kwargs)
     model.learn(args.total_timesteps, callback=Progress())
+
+
+def image_policy(script):
+    """policy_kwargs that give SB3 the script's layers: its trunk but for the last hidden layer, which is net_arch's."""
+    import torch.nn as nn
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+    class Trunk(BaseFeaturesExtractor):
+        def __init__(self, space):
+            *layers, last = script.trunk(space, 64)
+            super().__init__(space, last.in_features)
+            self.layers = nn.Sequential(*layers)
+
+        def forward(self, obs):
+            return self.layers(obs.permute(0, 3, 1, 2))
+
+    arch = {"pi": [64], "vf": [64]}
+    return {"features_extractor_class": Trunk, "share_features_extractor": False, "net_arch": arch}
 
 
 def script_command(script, args, folder, *extra):
@@ -109,7 +123,7 @@ def script_command(script, args, folder, *extra):
 
 def sb3_command(args, file):
     command = [sys.executable, __file__, "--sb3", str(file), "--algorithm", args.algorithm, "--env-id", args.env_id]
-    return [*command, "--total-timesteps", str(args.total_timesteps)]
+    return [*command, "--total-timesteps", str(args.total_timesteps), f"--extra={args.extra}"]
 
 
 def versions(args):

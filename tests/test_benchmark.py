@@ -368,7 +368,7 @@ def test_a_run_killed_while_it_wrote_its_record(tmp_path):
 def test_kill_and_go_on(tmp_path):
     """Killed in the middle of its second run: the first is kept, the orphan left to end or taken over, all is there
     once."""
-    flags = ("--out", tmp_path, *ONE[:-1], "60000", "--seeds", "1", "2", "--jobs", "1")
+    flags = ("--out", tmp_path, *ONE[:-1], "120000", "--seeds", "1", "2", "--jobs", "1")
     process = start(*flags, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 200
     second = tmp_path / "runs" / "CartPole-v1__ppo_baseline__2" / "run.json"
@@ -380,13 +380,13 @@ def test_kill_and_go_on(tmp_path):
     before = starts(tmp_path)
     status, stdout, stderr = sweep(*flags)
     assert status == 0, stdout + stderr
-    assert "1 of them finished before" in stdout
+    assert "1 of them finished before" in stdout and "ppo_baseline 2 is being run by another sweep" in stdout
     after = starts(tmp_path)
     assert len(after) == 2 and after["CartPole-v1__ppo_baseline__1"] == before["CartPole-v1__ppo_baseline__1"]
     assert len(list(second.parent.glob("events.out.tfevents.*"))) == 1
     for record in (tmp_path / "runs").glob("*/run.json"):
         assert json.loads(record.read_text())["status"] == "finished"
-        assert len((record.parent / "progress.csv").read_text().splitlines()) == 2 + 30  # of 117 updates, 4 a row
+        assert len((record.parent / "progress.csv").read_text().splitlines()) == 2 + 59  # of 234 updates, 4 a row
 
 
 def test_two_sweeps_into_one_folder(tmp_path):
