@@ -145,8 +145,7 @@ def trunk(space, outputs, gain=2**0.5):
 
 
 class Agent(nn.Module):
-    """Actor and critic with separate trunks, for vectors (B, D), Discrete (B,) or images (B, H, W, C).
-    Features (B, feature_dim) enter the action-selection layer, logits (B, num_actions) leave it."""
+    """Actor and critic: vectors (B, D), Discrete (B,), images (B, H, W, C) to logits (B, K), values (B,)."""
 
     def __init__(self, observation_space, action_space, args):
         super().__init__()
@@ -299,8 +298,7 @@ def collapse_metrics(features, actions, weight, bias=None):
 @torch.no_grad()
 def diagnose(agent, obs, seed):
     """collapse/* of distinct observations labelled by the greedy action; collapse_null/*: labels permuted."""
-    rows = obs.reshape(len(obs), -1).cpu().numpy()
-    rows = rows + rows.dtype.type(0)  # -0.0 becomes 0.0
+    rows = (obs.reshape(len(obs), -1) + 0).cpu().numpy()  # -0.0 becomes 0.0
     distinct = {hashlib.sha256(row).digest(): i for i, row in enumerate(rows)}  # repeated ones would fake collapse
     features = agent.features(obs[[i for _, i in sorted(distinct.items())]])
     layer, probs = agent.action_layer, agent.action_layer(features).softmax(-1)
@@ -446,9 +444,8 @@ class Run(AbstractContextManager):
 
             names = {"project": args.wandb_project_name, "entity": args.wandb_entity, "name": self.path.name}
             wandb.init(**names, config=vars(args), sync_tensorboard=True, save_code=True)
-        # Files about another model go, and those that this run writes to unless it goes on
-        outdated = ["*.tmp", "model.pt", "evaluation.json", "collapse.png"]
-        outdated += [] if self.saved else ["checkpoint.pt", "checkpoints/*", "events.out.tfevents.*", "videos/*"]
+        outdated = ["*.tmp", "model.pt", "evaluation.json", "collapse.png", "collapse.gif"]  # of another model
+        outdated += [] if self.saved else ["checkpoint.pt", "checkpoints/*", "*.tfevents.*", "videos/*"]
         for path in (path for pattern in outdated for path in self.path.glob(pattern)):
             path.unlink()
         self.write("run.json", json.dumps(self.record, indent=2).encode())
@@ -515,9 +512,8 @@ class Run(AbstractContextManager):
 
     def save(self, name, *loop):
         """Write the agent for torch.load; given the loop's variables, also all else that --resume needs."""
-        agent = {name: tensor.cpu() for name, tensor in self.agent.state_dict().items()}
-        content = {"script": Path(__file__).stem, "agent": agent, "args": dict(vars(self.args))}
-        content["versions"] = self.record["versions"]
+        content = {key: self.record[key] for key in ("args", "versions")} | {"script": Path(__file__).stem}
+        content["agent"] = {name: tensor.cpu() for name, tensor in self.agent.state_dict().items()}
         if loop:
             moments = {name: tensor for name, tensor in vars(self.optimizer).items() if name != "params"}
             content |= {"loop": loop, "optimizer": moments, "step": self.step, "returns": list(self.returns)}

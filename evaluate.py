@@ -306,7 +306,7 @@ def draw_cosines(features, labels, weight, title, path):
     figure, grid = plt.subplots(1, 2, figsize=(10, 5.2), layout="constrained", sharey=True)
     for axes, name, rows in zip(grid, ("class means", "weights"), (means, weight[classes]), strict=True):
         rows = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
-        image = axes.imshow(rows @ rows.T, vmin=-1, vmax=1, cmap="RdBu_r")
+        image = axes.imshow((rows @ rows.T).numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
         places = range(0, len(classes), math.ceil(len(classes) / 18))
         axes.set_xticks(places, [int(classes[k]) for k in places], fontsize=8)
         axes.set_yticks(places, [int(classes[k]) for k in places], fontsize=8)
@@ -331,7 +331,8 @@ def animate(args, run, obs, labels, weight, path):
     frames, basis = list(read_checkpoints(args, torch.as_tensor(obs))), project(weight, 2)
     rows = ((weight - weight.mean(0)) @ basis).numpy()
     rows = np.hstack([rows, np.zeros((len(rows), 2 - rows.shape[1]))]) / np.linalg.norm(rows, axis=1).max()
-    figure, axes = plt.subplots(figsize=(4.2, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(4.2, 4.7))
+    figure.subplots_adjust(left=0.03, right=0.97, bottom=0.03, top=0.87)
     axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal", xticks=[], yticks=[])
     for k, row in enumerate(rows):
         axes.annotate("", row, (0, 0), arrowprops={"arrowstyle": "->", "color": COLOURS[k % len(COLOURS)]})

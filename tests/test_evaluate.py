@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from helpers import FROZEN, ROOT, SCRIPTS, snapshot, tiny, train
+from matplotlib.cm import ScalarMappable
+from PIL import Image, ImageSequence
 
 import evaluate
 import ppo_acpg
@@ -276,3 +279,74 @@ def test_episodes_that_never_end(tmp_path):
     train("ppo_acpg", "ConstantReward", tmp_path / "short", *tiny("ppo_acpg"), "--save-model")
     status, stdout = run(tmp_path / "short", "--env-id", "probe_envs:ConstantReward-v0", "--episodes", 3)
     assert status == 0 and "had not ended" not in stdout
+
+
+# Pictures
+
+
+def animated(folder, *flags):
+    """What evaluate.py --animate says of a run, and the pictures of its GIF with the milliseconds that each stays."""
+    status, stdout = run(folder, "--animate", "--num-states", 60, "--episodes", 2, "--max-steps", 40, *flags)
+    if status:
+        return status, []
+    with Image.open(folder / "collapse.gif") as gif:
+        frames = [(np.array(frame.convert("RGB")), gif.info["duration"]) for frame in ImageSequence.Iterator(gif)]
+    return status, frames
+
+
+@pytest.mark.parametrize("env_id", ("CartPole-v1", "Acrobot-v1", "LunarLander-v3"))  # K = 2, 3 and 4
+def test_animation(env_id, tmp_path):
+    """A frame for each checkpoint, of activations that move; the last one stays."""
+    flags = ("--total-timesteps", 4096, "--checkpoint-interval", 2, "--keep-checkpoints", "--save-model")
+    train("ppo_acpg", env_id, tmp_path, *flags)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3  # of 8 updates; after the last one there is model.pt
+    status, frames = animated(tmp_path)
+    assert status == 0 and len(frames) == 3 and frames[-1][1] > 1000, status
+    (first, _), (second, _), (last, _) = frames
+    assert (first != second).any() and (second != last).any()
+    assert (tmp_path / "collapse.gif").stat().st_size < 2e6
+
+
+def test_animation_needs_checkpoints(tmp_path):
+    train("ppo_acpg", "CartPole-v1", tmp_path, *tiny("ppo_acpg"), "--save-model")
+    status, _ = animated(tmp_path)
+    assert "--keep-checkpoints" in status and "\n" not in status
+
+
+def test_many_checkpoints_are_thinned(tmp_path):
+    flags = ("--total-timesteps", 1024, "--num-steps", 8, "--checkpoint-interval", 1, "--keep-checkpoints")
+    train("a2c_acpg", "CartPole-v1", tmp_path, *flags)
+    paths = sorted(int(path.stem) for path in (tmp_path / "checkpoints").iterdir())
+    read = list(evaluate.read_checkpoints(evaluate.Args(tmp_path), torch.zeros(3, 4), most=5))
+    assert [step for step, _, _ in read][:: len(read) - 1] == [paths[0], paths[-1]]
+    assert len(read) == 5 and all(features.shape == (3, 64) for _, _, features in read)
+
+
+@pytest.mark.parametrize("classes", ((0, 1, 2, 3, 4), (7, 50)))
+def test_cosines_of_many_actions(classes, tmp_path):
+    """K = 51: the heat maps show the cosines of the class means that occur, and of their weights."""
+    weight = ppo_acpg.simplex_etf(51, 64)
+    labels = torch.tensor(classes).repeat(20)
+    features = weight[labels] + 0.01 * torch.randn(len(labels), 64, generator=torch.Generator().manual_seed(0))
+    shown = []
+    with patch("matplotlib.axes.Axes.imshow", lambda axes, image, **kwargs: shown.append(image) or ScalarMappable()):
+        with patch("matplotlib.figure.Figure.colorbar"):
+            evaluate.draw_cosines(features, labels, weight, "title", tmp_path / "collapse.png")
+    assert len(shown) == 2
+    for image in map(torch.as_tensor, shown):
+        assert image.shape == (len(classes), len(classes))
+        assert torch.allclose(image, torch.eye(len(classes)) * (1 - image[0, 1]) + image[0, 1], atol=0.02)
+        assert float(image[0, 1]) == pytest.approx(-1 / (len(classes) - 1), abs=0.02)
+    evaluate.draw_cosines(features, labels, weight, "title", tmp_path / "collapse.png")
+    assert (tmp_path / "collapse.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_of_more_than_four_actions(tmp_path, monkeypatch):
+    """And a video, of a discretised task."""
+    monkeypatch.syspath_prepend(ROOT)
+    env_id = "environments.discretized:Pendulum11-v0"
+    train("ppo_acpg", env_id, tmp_path, *tiny("ppo_acpg"), "--save-model", "--env-kwargs", "{}")
+    status, stdout = run(tmp_path, "--env-id", env_id, "--episodes", 2, "--num-states", 50, "--video")
+    assert status == 0, status
+    assert (tmp_path / "collapse.png").exists() == ("classes_present               1" not in stdout)
+    assert list((tmp_path / "videos").glob("*.mp4"))

@@ -174,6 +174,20 @@ def test_checkpoints_are_part_of_the_run(script, tmp_path):
 
 
 @one
+def test_kept_checkpoints(script, tmp_path):
+    """--keep-checkpoints keeps each as checkpoints/<step>.pt, and changes nothing else."""
+    train(script, "CartPole-v1", tmp_path / "plain", *flags(script), "--save-model")
+    train(script, "CartPole-v1", tmp_path / "kept", *flags(script), "--save-model", "--keep-checkpoints")
+    weights = [torch.load(tmp_path / name / "model.pt", weights_only=True)["agent"] for name in ("plain", "kept")]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+    kept = [torch.load(path, weights_only=True) for path in (tmp_path / "kept" / "checkpoints").iterdir()]
+    steps = {float(row["global_step"]) for row in helpers.read_progress(tmp_path / "kept")}
+    assert len({checkpoint["step"] for checkpoint in kept}) == len(kept) >= 2
+    assert {checkpoint["step"] for checkpoint in kept} < steps
+    assert not (tmp_path / "plain" / "checkpoints").exists()
+
+
+@one
 def test_nothing_to_resume(script, tmp_path):
     """Without a checkpoint it starts over, in a new folder too, and a finished run is left as it is; both are said."""
     result = train(script, "CartPole-v1", tmp_path / "run", *flags(script), "--resume")
@@ -321,7 +335,9 @@ def test_replacing_removes_what_speaks_of_the_old_model(script, tmp_path):
     run_dir = tmp_path / "run"
     train(script, "CartPole-v1", run_dir, *tiny(script), "--save-model")
     (run_dir / "videos").mkdir()
-    old = ["evaluation.json", "collapse.png", "checkpoint.pt", "model.pt.tmp", "videos/evaluation-episode-0.mp4"]
+    (run_dir / "checkpoints").mkdir()
+    old = ["evaluation.json", "collapse.png", "collapse.gif", "checkpoint.pt", "checkpoints/512.pt", "model.pt.tmp"]
+    old += ["videos/evaluation-episode-0.mp4"]
     for name in (*old, "notes.txt"):
         (run_dir / name).write_text("old")
     train(script, "CartPole-v1", run_dir, *tiny(script))
