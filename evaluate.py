@@ -312,10 +312,8 @@ def draw_cosines(features, labels, weight, title, path):
         axes.set_yticks(places, [int(classes[k]) for k in places], fontsize=8)
         axes.set_xlabel(f"{name}, by action")
     figure.colorbar(image, ax=grid, shrink=0.8, label="cosine")
-    present = (
-        f"{len(classes)} of {len(weight)} actions occur; of a simplex ETF all others are {-1 / (len(classes) - 1):.2f}"
-    )
-    figure.suptitle(f"{title}\n{present}", fontsize=10)
+    off = f"a simplex ETF has {-1 / (len(classes) - 1):.2f} off the diagonal"
+    figure.suptitle(f"{title}\n{len(classes)} of {len(weight)} actions occur; {off}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -13,9 +13,10 @@ import gymnasium as gym
 import numpy as np
 import probe_envs
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.utils.env_checker import check_env
-from helpers import ROOT, run_script
+from helpers import ROOT, read_record, run_script, tiny, train
 
 from environments.discretized import Discretized
 
@@ -145,6 +146,30 @@ def test_nothing_is_printed(env_id):
     code = f"import gymnasium; gymnasium.make('environments.{env_id}')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+TRAINED = (
+    ("environments.minatar:MinAtar-Seaquest-v0", "ppo_acpg"),
+    ("environments.minigrid:MiniGrid-DoorKey-5x5-v0", "a2c_acpg"),
+    ("environments.atari:Pong-v0", "ppo_baseline"),
+    ("popgym:popgym-RepeatFirstEasy-v0", "reinforce_acpg"),
+    ("environments.discretized:LunarLander25-v0", "reinforce_baseline"),
+    ("environments.car_racing:CarRacing-v0", "a2c_baseline"),
+)
+
+
+@pytest.mark.parametrize(("env_id", "script"), TRAINED, ids=lambda value: value.partition(":")[0])
+def test_training(env_id, script, tmp_path, monkeypatch):
+    """A script trains on one of each kind, and what it saves is an agent for it."""
+    module = env_id.partition(":")[0].removeprefix("environments.")
+    for package in NEEDS.get(module, (module,) if module == "popgym" else ()):
+        pytest.importorskip(package, reason="pip install -r requirements-environments.txt")
+    run = train(
+        script, env_id, tmp_path, *tiny(script), "--total-timesteps", 1024, "--max-episode-steps", 16, "--save-model"
+    )
+    assert run.status in (0, None) and read_record(tmp_path)["status"] == "finished"
+    state = torch.load(tmp_path / "model.pt", weights_only=True)["agent"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
 
 
 # MinAtar
