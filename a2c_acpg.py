@@ -76,10 +76,11 @@ class Args:
     vf_coef: float = 1.0  # coefficient of the value loss, which is half the mean squared error
     max_grad_norm: float = 0.5  # largest norm of the gradient, above which it is scaled down
     feature_dim: int = 64  # width of the features h, the input of the action-selection layer
+    activation: Literal["tanh", "relu"] = "tanh"  # of hidden layers; convolutions have ReLU
     etf_scale: float = 1.0  # scale of the logits: logits = etf_scale * W h
-    feature_constraint: Literal["tanh", "ball", "sphere", "none"] = "tanh"  # box, unit ball, sphere, no bound
+    feature_constraint: Literal["tanh", "relu", "ball", "sphere", "none"] = "tanh"  # how features are bounded
     feature_gain: float = 0.1  # gain of the last hidden layer; small, for a first policy that is near uniform
-    action_layer: Literal["etf", "random", "learned"] = "etf"  # controls: random rows; trained from the ETF
+    action_layer: Literal["etf", "scaled", "random", "learned", "normalised"] = "etf"  # others: ablations
 
 
 # The method: a fixed simplex ETF ----------------------------------------------------------------------------
@@ -100,21 +101,34 @@ def simplex_etf(num_actions, feature_dim, generator=None):
 
 
 class ActionLayer(nn.Module):
-    """logits = scale * W h. W (num_actions, feature_dim) is a buffer, saved, not trained unless `learned`."""
+    """logits = scale * W h. W (num_actions, feature_dim) is a buffer, saved, not trained, but in the kinds
+    `learned` and, with rows kept at unit norm, `normalised`. `scaled` and `normalised` train the scale."""
 
-    def __init__(self, weight, scale=1.0, learned=False):
+    def __init__(self, weight, scale=1.0, kind="etf"):
         super().__init__()
         self.scale, self.bias = scale, None  # the layer that ACPG replaces has a bias
-        self.weight = nn.Parameter(weight) if learned else nn.Buffer(weight)
+        self.weight = nn.Parameter(weight) if kind in ("learned", "normalised") else nn.Buffer(weight)
+        if kind == "normalised":
+            nn.utils.parametrize.register_parametrization(self, "weight", UnitRows())
+        self.theta = nn.Parameter(torch.zeros(())) if kind in ("scaled", "normalised") else None
 
     def forward(self, h):
-        return self.scale * nn.functional.linear(h, self.weight)
+        logits = self.scale * nn.functional.linear(h, self.weight)
+        if self.theta is None:
+            return logits
+        return logits * (math.sqrt(h.shape[-1]) * self.theta).exp()  # as fast as a trained layer's norm
+
+
+class UnitRows(nn.Module):
+    def forward(self, weight):
+        return nn.functional.normalize(weight, dim=1)
 
 
 def constrain(h, kind):
-    """Features from the last hidden layer's output (B, feature_dim): in a box, a ball, on a sphere, as is."""
-    if kind == "tanh":
-        return h.tanh()
+    """Features from the last hidden layer's output (B, feature_dim): in a box (tanh), unit ball or orthant
+    (relu), on the unit sphere, as is (none)."""
+    if kind in ("tanh", "relu"):
+        return getattr(torch, kind)(h)
     if kind == "ball":
         return h / h.norm(dim=-1, keepdim=True).clamp(min=1.0)
     return F.normalize(h, dim=-1) if kind == "sphere" else h
@@ -127,7 +141,7 @@ def layer_init(layer, gain=2**0.5):
     return layer
 
 
-def trunk(space, outputs, gain=2**0.5):
+def trunk(space, outputs, activation, gain=2**0.5):
     """The layers up to the last hidden one's output. Images (H, W, C) start with the Nature CNN's convolutions
     (Mnih et al. 2015), or below 36 pixels with those of the MinAtar paper (Young and Tian 2019)."""
     if len(space.shape) == 3:
@@ -140,7 +154,7 @@ def trunk(space, outputs, gain=2**0.5):
         layers += [nn.Flatten(), layer_init(nn.Linear(height * width * channels, hidden)), nn.ReLU()]
     else:
         hidden = 64
-        layers = [layer_init(nn.Linear(gym.spaces.flatdim(space), hidden)), nn.Tanh()]
+        layers = [layer_init(nn.Linear(gym.spaces.flatdim(space), hidden)), activation()]
     return [*layers, layer_init(nn.Linear(hidden, outputs), gain)]
 
 
@@ -149,7 +163,7 @@ class Agent(nn.Module):
 
     def __init__(self, observation_space, action_space, args):
         super().__init__()
-        space = observation_space
+        space, activation = observation_space, nn.ReLU if args.activation == "relu" else nn.Tanh
         self.discrete, self.image = isinstance(space, gym.spaces.Discrete), len(space.shape) == 3
         if self.discrete:
             self.first, self.states = int(space.start), int(space.n)
@@ -158,13 +172,14 @@ class Agent(nn.Module):
             known = (high > low) & (high - low < 1e30)
             self.low = nn.Buffer(low.where(known, 0.0), persistent=False)
             self.span = nn.Buffer((high - low).where(known, 1.0), persistent=False)
-        self.critic = nn.Sequential(*trunk(space, 64), nn.Tanh(), layer_init(nn.Linear(64, 1), 1.0))
-        self.backbone = nn.Sequential(*trunk(space, args.feature_dim, args.feature_gain))
+        self.critic = nn.Sequential(*trunk(space, 64, activation), activation(), layer_init(nn.Linear(64, 1), 1.0))
+        self.backbone = nn.Sequential(*trunk(space, args.feature_dim, activation, args.feature_gain))
         self.feature_constraint = args.feature_constraint
         weight = simplex_etf(int(action_space.n), args.feature_dim)
-        if args.action_layer == "random":
-            weight = F.normalize(torch.randn_like(weight), dim=1)
-        self.action_layer = ActionLayer(weight, args.etf_scale, learned=args.action_layer == "learned")
+        if args.action_layer == "random":  # centred, of the frame's total norm: other angles, same scale
+            rows = torch.randn_like(weight)
+            weight = (rows - rows.mean(0)) * (weight.norm() / (rows - rows.mean(0)).norm())
+        self.action_layer = ActionLayer(weight, args.etf_scale, args.action_layer)
 
     def encode(self, obs):
         if self.discrete:

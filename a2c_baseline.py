@@ -26,6 +26,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 import gymnasium as gym
@@ -72,6 +73,8 @@ class Args:
     vf_coef: float = 1.0  # coefficient of the value loss, which is half the mean squared error
     max_grad_norm: float = 0.5  # largest norm of the gradient, above which it is scaled down
     feature_dim: int = 64  # width of the features h, the input of the action-selection layer
+    activation: Literal["tanh", "relu"] = "tanh"  # of hidden layers; convolutions have ReLU
+    head_gain: float = 0.01  # gain of the last layer; small, for a first policy that is near uniform
 
 
 # Network ----------------------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ def layer_init(layer, gain=2**0.5):
     return layer
 
 
-def trunk(space, outputs, gain=2**0.5):
+def trunk(space, outputs, activation, gain=2**0.5):
     """The layers up to the last hidden one's output. Images (H, W, C) start with the Nature CNN's convolutions
     (Mnih et al. 2015), or below 36 pixels with those of the MinAtar paper (Young and Tian 2019)."""
     if len(space.shape) == 3:
@@ -94,7 +97,7 @@ def trunk(space, outputs, gain=2**0.5):
         layers += [nn.Flatten(), layer_init(nn.Linear(height * width * channels, hidden)), nn.ReLU()]
     else:
         hidden = 64
-        layers = [layer_init(nn.Linear(gym.spaces.flatdim(space), hidden)), nn.Tanh()]
+        layers = [layer_init(nn.Linear(gym.spaces.flatdim(space), hidden)), activation()]
     return [*layers, layer_init(nn.Linear(hidden, outputs), gain)]
 
 
@@ -103,7 +106,7 @@ class Agent(nn.Module):
 
     def __init__(self, observation_space, action_space, args):
         super().__init__()
-        space = observation_space
+        space, activation = observation_space, nn.ReLU if args.activation == "relu" else nn.Tanh
         self.discrete, self.image = isinstance(space, gym.spaces.Discrete), len(space.shape) == 3
         if self.discrete:
             self.first, self.states = int(space.start), int(space.n)
@@ -112,9 +115,9 @@ class Agent(nn.Module):
             known = (high > low) & (high - low < 1e30)
             self.low = nn.Buffer(low.where(known, 0.0), persistent=False)
             self.span = nn.Buffer((high - low).where(known, 1.0), persistent=False)
-        self.critic = nn.Sequential(*trunk(space, 64), nn.Tanh(), layer_init(nn.Linear(64, 1), 1.0))
-        self.backbone = nn.Sequential(*trunk(space, args.feature_dim), nn.Tanh())
-        self.action_layer = layer_init(nn.Linear(args.feature_dim, int(action_space.n)), 0.01)
+        self.critic = nn.Sequential(*trunk(space, 64, activation), activation(), layer_init(nn.Linear(64, 1), 1.0))
+        self.backbone = nn.Sequential(*trunk(space, args.feature_dim, activation), activation())
+        self.action_layer = layer_init(nn.Linear(args.feature_dim, int(action_space.n)), args.head_gain)
 
     def encode(self, obs):
         if self.discrete:

@@ -138,7 +138,7 @@ def load(args):
     except Exception as error:
         fail(f"{path}: its environment {env_id} cannot be made: {' '.join(str(error).split())}")
     try:
-        agent = module.Agent(env.observation_space, env.action_space, argparse.Namespace(**run))
+        agent = module.Agent(env.observation_space, env.action_space, argparse.Namespace(**(vars(module.Args()) | run)))
         agent.load_state_dict(state)
     except Exception as error:
         fail(f"{path} does not fit {env_id}: {' '.join(str(error).split())[:200]}")

@@ -26,6 +26,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 import gymnasium as gym
@@ -65,11 +66,15 @@ class Args:
     num_episodes: int = 1  # complete episodes of each environment per update, all from a reset
     anneal_lr: bool = False  # anneal the learning rate linearly to zero
     gamma: float = 0.99  # discount factor
+    num_minibatches: int = 1  # minibatches per epoch
+    update_epochs: int = 1  # passes over each rollout
     norm_returns: bool = False  # normalize the returns-to-go of each batch (biased, but of one scale)
     running_baseline: bool = True  # subtract the running mean of earlier batches' returns-to-go (unbiased)
     ent_coef: float = 0.01  # coefficient of the entropy
     max_grad_norm: float = 0.5  # largest norm of the gradient, above which it is scaled down
     feature_dim: int = 64  # width of the features h, the input of the action-selection layer
+    activation: Literal["tanh", "relu"] = "tanh"  # of hidden layers; convolutions have ReLU
+    head_gain: float = 0.01  # gain of the last layer; small, for a first policy that is near uniform
 
 
 # Network ----------------------------------------------------------------------------------------------------
@@ -79,7 +84,7 @@ def layer_init(layer, gain=2**0.5):
     return layer
 
 
-def trunk(space, outputs, gain=2**0.5):
+def trunk(space, outputs, activation, gain=2**0.5):
     """The layers up to the last hidden one's output. Images (H, W, C) start with the Nature CNN's convolutions
     (Mnih et al. 2015), or below 36 pixels with those of the MinAtar paper (Young and Tian 2019)."""
     if len(space.shape) == 3:
@@ -92,7 +97,7 @@ def trunk(space, outputs, gain=2**0.5):
         layers += [nn.Flatten(), layer_init(nn.Linear(height * width * channels, hidden)), nn.ReLU()]
     else:
         hidden = 64
-        layers = [layer_init(nn.Linear(gym.spaces.flatdim(space), hidden)), nn.Tanh()]
+        layers = [layer_init(nn.Linear(gym.spaces.flatdim(space), hidden)), activation()]
     return [*layers, layer_init(nn.Linear(hidden, outputs), gain)]
 
 
@@ -101,7 +106,7 @@ class Agent(nn.Module):
 
     def __init__(self, observation_space, action_space, args):
         super().__init__()
-        space = observation_space
+        space, activation = observation_space, nn.ReLU if args.activation == "relu" else nn.Tanh
         self.discrete, self.image = isinstance(space, gym.spaces.Discrete), len(space.shape) == 3
         if self.discrete:
             self.first, self.states = int(space.start), int(space.n)
@@ -110,8 +115,8 @@ class Agent(nn.Module):
             known = (high > low) & (high - low < 1e30)
             self.low = nn.Buffer(low.where(known, 0.0), persistent=False)
             self.span = nn.Buffer((high - low).where(known, 1.0), persistent=False)
-        self.backbone = nn.Sequential(*trunk(space, args.feature_dim), nn.Tanh())
-        self.action_layer = layer_init(nn.Linear(args.feature_dim, int(action_space.n)), 0.01)
+        self.backbone = nn.Sequential(*trunk(space, args.feature_dim, activation), activation())
+        self.action_layer = layer_init(nn.Linear(args.feature_dim, int(action_space.n)), args.head_gain)
 
     def encode(self, obs):
         if self.discrete:
@@ -138,7 +143,7 @@ def compute_returns(rewards, dones, gamma):
 
 def reinforce_loss(agent, args, b_obs, b_actions, b_weights):
     """(loss, stats) of REINFORCE (Williams 1992), all (B,) but b_obs: sums over steps, a mean over episodes."""
-    num_episodes = args.num_envs * args.num_episodes
+    num_episodes = args.num_envs * args.num_episodes / args.num_minibatches  # a part stands for the batch
     logprobs = agent.logits(b_obs).log_softmax(-1)
     entropies = -(logprobs.exp() * logprobs).sum(-1)
     pg_loss = -(b_weights * logprobs.gather(1, b_actions.unsqueeze(1)).squeeze(1)).sum() / num_episodes
@@ -598,7 +603,11 @@ if __name__ == "__main__":
                 if iteration == 1 and args.diagnostics_interval:  # the untrained network
                     run.log(diagnose(agent, b_obs, args.seed), 0)
                 before = optimizer.vector.clone()
-                stats.append(update(agent, optimizer, args, torch.tensor(lr), b_obs, b_actions, b_weights))
+                for _ in range(args.update_epochs):
+                    b_inds = torch.from_numpy(rng.permutation(len(b_obs))).to(device)
+                    for mb_inds in b_inds.tensor_split(min(args.num_minibatches, len(b_inds))):
+                        minibatch = (x[mb_inds] for x in (b_obs, b_actions, b_weights))
+                        stats.append(update(agent, optimizer, args, torch.tensor(lr), *minibatch))
                 if not torch.isfinite(optimizer.vector.sum()):
                     optimizer.vector.copy_(before)
                     why = "model.pt has the weights before it; lower --learning-rate, look for nan rewards"

@@ -46,15 +46,27 @@ def simplex_etf(num_actions, feature_dim, generator=None):
 
 
 class ActionLayer(nn.Module):
-    """logits = scale * W h. W (num_actions, feature_dim) is a buffer, saved, not trained unless `learned`."""
+    """logits = scale * W h. W (num_actions, feature_dim) is a buffer, saved, not trained, but in the kinds
+    `learned` and, with rows kept at unit norm, `normalised`. `scaled` and `normalised` train the scale."""
 
-    def __init__(self, weight, scale=1.0, learned=False):
+    def __init__(self, weight, scale=1.0, kind="etf"):
         super().__init__()
         self.scale, self.bias = scale, None  # the layer that ACPG replaces has a bias
-        self.weight = nn.Parameter(weight) if learned else nn.Buffer(weight)
+        self.weight = nn.Parameter(weight) if kind in ("learned", "normalised") else nn.Buffer(weight)
+        if kind == "normalised":
+            nn.utils.parametrize.register_parametrization(self, "weight", UnitRows())
+        self.theta = nn.Parameter(torch.zeros(())) if kind in ("scaled", "normalised") else None
 
     def forward(self, h):
-        return self.scale * nn.functional.linear(h, self.weight)
+        logits = self.scale * nn.functional.linear(h, self.weight)
+        if self.theta is None:
+            return logits
+        return logits * (math.sqrt(h.shape[-1]) * self.theta).exp()  # as fast as a trained layer's norm
+
+
+class UnitRows(nn.Module):
+    def forward(self, weight):
+        return nn.functional.normalize(weight, dim=1)
 
 
 class ACPGPolicy(ActorCriticPolicy):

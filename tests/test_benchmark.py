@@ -263,8 +263,7 @@ LONG = (*ONE[:-1], "4000000", "--jobs", "1", "--seeds", "1", "2")
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
 def test_a_signal_reaches_the_runs(tmp_path, number):
     """Each ends after its update, with its logs whole; the sweep says how to go on, and that it does."""
-    heard = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}  # which nohup, say, would have it ignore
-    process = start("--out", tmp_path, *LONG, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **heard)
+    process = start("--out", tmp_path, *LONG, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     record = tmp_path / "runs" / "CartPole-v1__ppo_baseline__1" / "run.json"
     wait_for(record.exists, process)
     time.sleep(1)

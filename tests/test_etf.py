@@ -1,5 +1,6 @@
 """The simplex ETF, the layer that holds it, the constraint on its features, and what the theory says of the three."""
 
+import copy
 import math
 
 import gymnasium as gym
@@ -8,8 +9,10 @@ import pytest
 import torch
 
 import ppo_acpg
+import ppo_baseline
 from ppo_acpg import ActionLayer, constrain, simplex_etf
 
+KINDS = ("etf", "scaled", "random", "learned", "normalised")
 SIZES = [(k, k - 1 + extra) for k in range(2, 10) for extra in range(6)] + [
     (2, 64),
     (4, 64),
@@ -145,7 +148,7 @@ def test_fixed_layer_is_a_buffer():
 
 
 def test_learned_layer_is_a_parameter():
-    layer = ActionLayer(simplex_etf(4, 8, seeded(0)), 3.0, learned=True)
+    layer = ActionLayer(simplex_etf(4, 8, seeded(0)), 3.0, "learned")
     assert [name for name, _ in layer.named_parameters()] == ["weight"]
     assert list(layer.state_dict()) == ["weight"]
 
@@ -153,7 +156,9 @@ def test_learned_layer_is_a_parameter():
 @pytest.mark.parametrize("learned", [False, True])
 def test_training_moves_only_a_learned_weight(learned):
     weight = simplex_etf(4, 8, seeded(0))
-    model = torch.nn.Sequential(torch.nn.Linear(3, 8), ActionLayer(weight.clone(), 2.0, learned=learned))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 8), ActionLayer(weight.clone(), 2.0, "learned" if learned else "etf")
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(5):
         optimizer.zero_grad()
@@ -162,13 +167,37 @@ def test_training_moves_only_a_learned_weight(learned):
     assert torch.equal(model[1].weight, weight) is not learned
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_save_and_load_keep_every_bit(learned, tmp_path):
-    layer = ActionLayer(simplex_etf(6, 64, seeded(0)), 1.0, learned=learned)
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_and_load_keep_every_bit(kind, tmp_path):
+    layer = ActionLayer(simplex_etf(6, 64, seeded(0)), 1.0, kind)
     torch.save(layer.state_dict(), tmp_path / "layer.pt")
-    other = ActionLayer(simplex_etf(6, 64, seeded(1)), 1.0, learned=learned)
+    other = ActionLayer(simplex_etf(6, 64, seeded(1)), 1.0, kind)
+    assert not torch.equal(other.weight, layer.weight)
     other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
     assert torch.equal(other.weight, layer.weight)
+    copied = copy.deepcopy(layer).double()
+    assert copied(torch.ones(1, 64).double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind, trained", [("scaled", {"theta"}), ("normalised", {"theta", "weight"})])
+def test_layers_that_train_their_scale(kind, trained):
+    """c = scale exp(sqrt(d) theta), from theta = 0 on; `scaled` keeps its rows, `normalised` their unit norms."""
+    weight = simplex_etf(4, 9, seeded(0))
+    layer, h = ActionLayer(weight.clone(), 2.0, kind), torch.randn(5, 9, generator=seeded(1))
+    torch.testing.assert_close(layer(h), 2.0 * h @ weight.T)
+    names = {name.split(".")[-2] if "original" in name else name for name, _ in layer.named_parameters()}
+    assert names == trained
+    with torch.no_grad():
+        layer.theta.fill_(0.1)
+    torch.testing.assert_close(layer(h), 2.0 * math.exp(0.3) * h @ weight.T)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-layer(h).log_softmax(-1)[:, 0].mean()).backward()
+        optimizer.step()
+    assert layer.theta != 0.1
+    assert torch.equal(layer.weight, weight) == (kind == "scaled")
+    torch.testing.assert_close(layer.weight.norm(dim=1), torch.ones(4))
 
 
 # --- ActionLayer: orthonormal rows are an ETF at another scale
@@ -320,10 +349,12 @@ def test_agent_holds_a_fixed_etf():
     assert not any(name.startswith("action_layer") for name in trained_names(agent))
 
 
-def test_random_control_has_fixed_unit_rows_and_is_no_etf():
+def test_random_control_differs_from_the_etf_in_its_angles_alone():
+    """Fixed, centred, of the frame's total norm; rows of any norms and angles."""
     agent = make_agent(feature_dim=5, action_layer="random")
     weight = agent.action_layer.weight
-    torch.testing.assert_close(weight.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(weight.norm(), torch.tensor(2.0))
+    torch.testing.assert_close(weight.sum(0), torch.zeros(5))
     assert (weight @ weight.T)[~torch.eye(4, dtype=torch.bool)].std() > 0.05
     assert not any(name.startswith("action_layer") for name in trained_names(agent))
 
@@ -334,7 +365,57 @@ def test_learned_control_starts_at_the_same_etf():
     assert trained_names(learned) - trained_names(fixed) == {"action_layer.weight"}
 
 
-@pytest.mark.parametrize("constraint", ["tanh", "ball", "sphere", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_arms_share_all_else(kind):
+    """Backbone and critic are the same numbers whatever the layer; the baseline's, up to the gain of the features."""
+    etf, other = make_agent(seed=7), make_agent(seed=7, action_layer=kind)
+    torch.manual_seed(3)
+    spaces = gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Discrete(4)
+    base = ppo_baseline.Agent(*spaces, ppo_baseline.Args()).state_dict()
+    for name, tensor in etf.state_dict().items():
+        if not name.startswith("action_layer"):
+            assert torch.equal(tensor, other.state_dict()[name])
+            last = name == "backbone.2.weight"
+            torch.testing.assert_close(tensor, base[name] * (0.1 / math.sqrt(2) if last else 1.0))
+
+
+def expressible(constraint, feature_dim, num_actions=4):
+    """The actions that some features make the greedy ones, under the frame of a seed."""
+    weight = simplex_etf(num_actions, feature_dim, seeded(0))
+    h = ppo_acpg.constrain(torch.randn(20_000, feature_dim, generator=seeded(1)), constraint)
+    return set((h @ weight.T).argmax(1).tolist())
+
+
+def test_relu_features_cannot_express_all_actions():
+    """With d = K - 1 no features of the orthant favour a row that points away from it; signed features favour any."""
+    assert expressible("tanh", 3) == expressible("none", 3) == {0, 1, 2, 3}
+    assert len(expressible("relu", 3)) < 4
+    assert expressible("relu", 64) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("module", [ppo_acpg, ppo_baseline])
+@pytest.mark.parametrize("activation, kind", [("tanh", torch.nn.Tanh), ("relu", torch.nn.ReLU)])
+def test_activation(module, activation, kind):
+    """Of all hidden layers of vectors; images keep ReLU in their trunk."""
+    args = module.Args(activation=activation)
+    for space in (gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Box(0, 1, (8, 8, 2), np.float32)):
+        agent = module.Agent(space, gym.spaces.Discrete(4), args)
+        trunk = {type(layer) for layer in (*agent.critic[:-2], *agent.backbone[:3])} & {torch.nn.Tanh, torch.nn.ReLU}
+        assert trunk == {torch.nn.ReLU if len(space.shape) == 3 else kind}
+        assert type(agent.critic[-2]) is kind
+        if module is ppo_baseline:
+            assert type(agent.backbone[-1]) is kind
+
+
+def test_head_gain():
+    """The baseline's last layer is orthogonal with this gain."""
+    spaces = gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Discrete(4)
+    for gain in (0.01, 1.5):
+        weight = ppo_baseline.Agent(*spaces, ppo_baseline.Args(head_gain=gain)).action_layer.weight
+        torch.testing.assert_close(weight @ weight.T, gain**2 * torch.eye(4), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("constraint", ["tanh", "relu", "ball", "sphere", "none"])
 def test_agent_logits_are_scale_times_etf_times_features(constraint):
     agent = make_agent(feature_constraint=constraint, etf_scale=3.0)
     obs = torch.randn(10, 3, generator=seeded(0))

@@ -17,7 +17,7 @@ import reinforce_acpg
 def make_agent(script):
     """An agent for three observations and four actions, in float64, and a batch it has not seen."""
     args = SimpleNamespace(
-        seed=1, feature_dim=8, etf_scale=2.0, feature_constraint="ball", feature_gain=1.0, action_layer="etf"
+        feature_dim=8, etf_scale=2.0, feature_constraint="ball", feature_gain=1.0, action_layer="etf", activation="tanh"
     )
     torch.manual_seed(0)
     agent = script.Agent(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(4), args).double()
@@ -114,9 +114,9 @@ def test_a2c(norm_adv):
 def test_reinforce(lengths):
     """The loss sums over steps, bonus included, and divides by episodes, however long these are."""
     agent, (obs, actions, _, weights, _, _) = make_agent(reinforce_acpg)
-    args = SimpleNamespace(ent_coef=0.03, num_envs=1, num_episodes=len(lengths))
+    args = SimpleNamespace(ent_coef=0.03, num_envs=1, num_episodes=len(lengths), num_minibatches=1)
     result = reinforce_acpg.reinforce_loss(agent, args, obs, actions, weights)
     check(agent, result, textbook_reinforce(agent, args, obs, actions, weights, lengths))
-    halves = SimpleNamespace(ent_coef=0.03, num_envs=2, num_episodes=len(lengths) / 2)  # of each environment
+    halves = SimpleNamespace(ent_coef=0.03, num_envs=2, num_episodes=len(lengths), num_minibatches=2)
     result = reinforce_acpg.reinforce_loss(agent, halves, obs, actions, weights)
     check(agent, result, textbook_reinforce(agent, args, obs, actions, weights, lengths))

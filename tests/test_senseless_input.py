@@ -23,12 +23,15 @@ SCRIPT = {
     **dict.fromkeys(("seed", "diagnostics_interval", "checkpoint_interval"), {"0"}),
     **dict.fromkeys(("gamma", "gae_lambda"), {"0"}),
     **dict.fromkeys(("ent_coef", "vf_coef", "target_kl"), {"0"} | BIG),
-    **dict.fromkeys(("learning_rate", "clip_coef", "max_grad_norm", "etf_scale", "feature_gain"), BIG),
+    **dict.fromkeys(("learning_rate", "clip_coef", "max_grad_norm", "etf_scale", "feature_gain", "head_gain"), BIG),
     **dict.fromkeys(("total_timesteps", "max_episode_steps", "update_epochs", "num_episodes"), BIG),
 }
 SCRIPT |= {key: SCRIPT.get(key, set()) | BIG for key in ("log_interval", "diagnostics_interval", "checkpoint_interval")}
 LEGITIMATE = {
     **dict.fromkeys(SCRIPTS, SCRIPT),
+    **dict.fromkeys(
+        ("reinforce_baseline", "reinforce_acpg"), SCRIPT | {"num_minibatches": BIG}
+    ),  # a part a step at least
     "evaluate": {"seed": {"0"}},
     "emergence": {"gamma": {"0"}},
     "learning": {"seeds": {"0"}},
