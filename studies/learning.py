@@ -220,10 +220,16 @@ def draw(studies, path):
         axis = axes[0, tasks.index(task)]
         for number, record in enumerate(records):
             rows = [row for row in record["rows"] if row["charts/episodic_return"]]
-            points = [[float(row[key]) for row in rows] for key in ("global_step", "charts/episodic_return")]
-            axis.plot(*points, color=colours.get(arm, f"C{arms.index(arm)}"), label=None if number else arm, lw=1)
-        axis.set(title=task, xlabel="environment steps")
-    axes[0, 0].set_ylabel("mean return of the last 100 episodes")
+            steps, returns = ([float(row[key]) for row in rows] for key in ("global_step", "charts/episodic_return"))
+            axis.plot(
+                np.divide(steps, 1000),
+                returns,
+                color=colours.get(arm, f"C{arms.index(arm)}"),
+                label=None if number else arm,
+                lw=1,
+            )
+        axis.set(title=task, xlabel="thousand environment steps")
+    axes[0, 0].set_ylabel("episodic return")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=120)
 
