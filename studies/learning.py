@@ -18,6 +18,7 @@ Prints markdown; --figure draws the curves.
 import csv
 import hashlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -206,7 +207,7 @@ def collapse_table(studies):
 
 
 def draw(studies, path):
-    """The learning curve of each run, a panel a task, a colour an arm."""
+    """The learning curve of each run, as running means over a twentieth of it; a panel a task, a colour an arm."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -221,13 +222,10 @@ def draw(studies, path):
         for number, record in enumerate(records):
             rows = [row for row in record["rows"] if row["charts/episodic_return"]]
             steps, returns = ([float(row[key]) for row in rows] for key in ("global_step", "charts/episodic_return"))
-            axis.plot(
-                np.divide(steps, 1000),
-                returns,
-                color=colours.get(arm, f"C{arms.index(arm)}"),
-                label=None if number else arm,
-                lw=1,
-            )
+            width = math.ceil(len(rows) / 20)  # of the running mean
+            steps, returns = (np.convolve(x, np.full(width, 1 / width), "valid") for x in (steps, returns))
+            style = {"color": colours.get(arm, f"C{arms.index(arm)}"), "label": None if number else arm, "lw": 1}
+            axis.plot(steps / 1000, returns, **style)
         axis.set(title=task, xlabel="thousand environment steps")
     axes[0, 0].set_ylabel("episodic return")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
