@@ -30,7 +30,7 @@ import torch
 import tyro
 from scipy import stats
 
-SCRIPTS = [f"{algorithm}_{arm}" for algorithm in ("ppo", "a2c", "reinforce") for arm in ("baseline", "acpg")]
+SCRIPTS = [f"{algorithm}_{arm}" for algorithm in ("ppo", "a2c", "reinforce", "trpo") for arm in ("baseline", "acpg")]
 
 
 @dataclass

@@ -274,7 +274,7 @@ def update_policy(agent, args, *batch):
     return {f"losses/{name}": torch.as_tensor(value, device=before.device) for name, value in stats.items()}
 
 
-def value_loss(agent, args, mb_obs, mb_returns):
+def trpo_loss(agent, args, mb_obs, mb_returns):
     """(loss, stats) of the critic on a minibatch, (B,) but mb_obs: half the mean squared error."""
     v_loss = 0.5 * ((agent.value(mb_obs) - mb_returns) ** 2).mean()
     return v_loss, {"losses/value_loss": v_loss.detach()}
@@ -304,7 +304,7 @@ class Adam:
 
 def update(agent, optimizer, args, lr, *minibatch):
     """One gradient step, which --compile makes one graph; `lr` is a tensor. Returns the loss's stats."""
-    loss, stats = value_loss(agent, args, *minibatch)
+    loss, stats = trpo_loss(agent, args, *minibatch)
     grads = torch.autograd.grad(loss, optimizer.params)
     with torch.no_grad():
         optimizer.step(grads, lr, args.max_grad_norm)

@@ -50,7 +50,7 @@ from reading import (
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for the scripts, and environments such as environments.ideal_cliff:IdealCliffWalking-v0
-ALGOS = ("ppo", "a2c", "reinforce")
+ALGOS = ("ppo", "a2c", "reinforce", "trpo")
 # environment: step budget and what else the scripts need to be told
 SUITE = {
     "CartPole-v1": (200_000, ""),
@@ -70,8 +70,8 @@ BOUNDS = {"num_seeds": (1, 10**5), "seeds": (0, 2**32 - 1), "total_timesteps": (
 
 @dataclass
 class Args:
-    algos: list[str] = field(default_factory=lambda: list(ALGOS))
-    """algorithms"""
+    algos: list[str] = field(default_factory=lambda: list(ALGOS[:3]))
+    """algorithms, of ppo, a2c, reinforce and trpo"""
     envs: list[str] | None = None
     """environment ids, yours as module:MyEnv-v0; default: CartPole-v1 Acrobot-v1 LunarLander-v3 FrozenLake-v1"""
     num_seeds: int | None = None

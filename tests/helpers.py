@@ -23,7 +23,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
-ALGORITHMS = ("ppo", "a2c", "reinforce")
+ALGORITHMS = ("ppo", "a2c", "reinforce", "trpo")
 PAIRS = tuple((f"{name}_baseline", f"{name}_acpg") for name in ALGORITHMS)
 SCRIPTS = tuple(script for pair in PAIRS for script in pair)
 BASELINES, ACPG = zip(*PAIRS, strict=True)
@@ -32,7 +32,7 @@ FROZEN = ("--learning-rate", "1e-30")  # trains, without moving any weight that 
 
 
 def algorithm(script):
-    """ppo, a2c or reinforce."""
+    """ppo, a2c, reinforce or trpo."""
     return script.split("_")[0]
 
 
@@ -46,6 +46,7 @@ def tiny(script, length=1, updates=2):
         "ppo": ("--num-steps", 16, "--update-epochs", 1),
         "a2c": ("--num-steps", 16, "--diagnostics-interval", 20),
         "reinforce": ("--num-episodes", 16 // length),
+        "trpo": ("--num-steps", 16, "--num-minibatches", 4, "--update-epochs", 1, "--diagnostics-interval", 20),
     }
     return ("--total-timesteps", 32 * updates, "--num-envs", 2, "--log-interval", 1, *own[algorithm(script)])
 

@@ -50,7 +50,7 @@ def use(module, env):
     after, reward, *_ = env.step(action + env.action_space.start)
     float(reward)
     batch[1] = torch.as_tensor(np.asarray(after))
-    own = {"ppo": 4, "a2c": 2, "reinforce": 1}[algorithm(module.__name__)]
+    own = {"ppo": 4, "a2c": 2, "reinforce": 1}.get(algorithm(module.__name__))
     loss = getattr(module, f"{algorithm(module.__name__)}_loss")
     value, _ = loss(agent, args, batch, torch.tensor([action, 0]), *torch.tensor([[0.5, -0.5]] * own))
     value.backward()

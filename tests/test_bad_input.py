@@ -37,18 +37,21 @@ in_processes = pytest.mark.parametrize(  # each imports torch anew; the twins' m
 COUNTS = {  # and those that all scripts have
     "ppo": ("num-steps", "num-minibatches", "update-epochs"),
     "a2c": ("num-steps",),
-    "reinforce": ("num-episodes",),
+    "reinforce": ("num-episodes", "num-minibatches", "update-epochs"),
+    "trpo": ("num-steps", "num-minibatches", "update-epochs", "cg-iterations", "line-search-steps"),
 }
 SHARED_COUNTS = ("total-timesteps", "num-envs", "feature-dim", "max-episode-steps", "torch-threads", "log-interval")
 POSITIVE = {
     "ppo": ("clip-coef",),
     "a2c": (),
     "reinforce": (),
+    "trpo": ("max-kl",),
 }
 ZERO_OR_MORE = {
     "ppo": ("vf-coef", "target-kl"),
     "a2c": ("vf-coef",),
     "reinforce": (),
+    "trpo": ("damping",),
 }
 
 

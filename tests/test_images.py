@@ -147,6 +147,7 @@ def solved(script, run_dir, kwargs, *more):
         "ppo": ("--num-steps", 32, "--learning-rate", 2e-3, "--total-timesteps", 6000),
         "a2c": ("--num-steps", 8, "--learning-rate", 2e-3, "--total-timesteps", 12000),
         "reinforce": ("--num-episodes", 8, "--learning-rate", 5e-3, "--total-timesteps", 12000),
+        "trpo": ("--num-steps", 64, "--num-minibatches", 4, "--max-kl", 0.05, "--total-timesteps", 12000),
     }[algorithm(script)]
     result = train(script, "Image", run_dir, "--env-kwargs", json.dumps(kwargs), *own, "--ent-coef", 0, *more)
     env = probe_envs.Image(**kwargs)

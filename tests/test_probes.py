@@ -11,6 +11,7 @@ GAMMA = 0.9
 SETTINGS = {
     "ppo": "--learning-rate 3e-3 --no-anneal-lr --num-steps 32 --num-minibatches 2".split(),
     "a2c": "--learning-rate 3e-3 --anneal-lr --num-envs 4 --num-steps 8".split(),  # a gradient step every 32 steps
+    "trpo": "--learning-rate 3e-3 --num-steps 32 --num-minibatches 2 --max-kl 0.05".split(),
     "reinforce": "--learning-rate 1e-2 --num-envs 4 --num-episodes 8".split(),  # a gradient step every 32 episodes
 }
 

@@ -427,6 +427,7 @@ def test_every_tag_of_the_issue_is_logged(script, tmp_path):
         "ppo": "value_loss policy_loss entropy approx_kl old_approx_kl clipfrac explained_variance",
         "a2c": "value_loss policy_loss entropy explained_variance",
         "reinforce": "policy_loss entropy",
+        "trpo": "value_loss policy_loss entropy kl line_search_failed explained_variance",
     }[algorithm(script)]
     metrics = """nc1 variability_quotient cdnv alignment ncc_agreement means_equinorm means_equiangularity
         means_max_angle weights_equinorm weights_equiangularity weights_max_angle etf_error self_duality
@@ -480,6 +481,7 @@ def test_progress_rows(script, batches, log_interval, tmp_path):
         "ppo": ("--num-steps", 3, "--num-minibatches", 1, "--update-epochs", 1, "--total-timesteps", 6 * batches + 3),
         "a2c": ("--num-steps", 3, "--total-timesteps", 6 * batches + 3),
         "reinforce": ("--num-episodes", 1, "--total-timesteps", 6 * batches),
+        "trpo": ("--num-steps", 3, "--num-minibatches", 1, "--update-epochs", 1, "--total-timesteps", 6 * batches + 3),
     }[algorithm(script)]
     own += ("--num-envs", 2, "--log-interval", log_interval)
     train(script, "Terminated", tmp_path / "run", *own, "--diagnostics-interval", 10)
@@ -624,7 +626,7 @@ def test_fixed_layer_is_never_trained(script, layer, tmp_path):
     assert torch.equal(buffer, dict(fresh.named_buffers())[name])
     assert torch.equal(buffer, dict(frozen.named_buffers())[name])
     assert torch.equal(buffer, saved[name])
-    torch.testing.assert_close(buffer.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(buffer.norm(), torch.tensor(6.0).sqrt())
     assert name not in dict(result.agent.named_parameters())
     held = {id(parameter) for parameter in result.optimizer.params}
     assert held == {id(parameter) for parameter in result.agent.parameters()}
@@ -713,7 +715,7 @@ def test_help_describes_every_argument(script, tmp_path):
     own = {
         "ppo": f"{critic} compile num-minibatches update-epochs clip-coef clip-vloss target-kl",
         "a2c": f"{critic} compile",
-        "reinforce": "num-episodes norm-returns running-baseline",
+        "reinforce": "num-episodes num-minibatches update-epochs norm-returns running-baseline",
     }
     acpg_only = "etf-scale feature-constraint feature-gain action-layer"
     result = run_script(script, "CartPole-v1", tmp_path / "run", "--help")

@@ -16,6 +16,15 @@ ONLY_ALGORITHM = {
     "ppo": {"compute_gae", "ppo_loss", "Adam"},
     "a2c": {"compute_gae", "a2c_loss", "RMSprop"},
     "reinforce": {"compute_returns", "reinforce_loss", "Adam"},
+    "trpo": {
+        "compute_gae",
+        "trpo_objective",
+        "conjugate_gradients",
+        "fisher_product",
+        "update_policy",
+        "trpo_loss",
+        "Adam",
+    },
 }
 EVERYWHERE = {"Args", "layer_init", "trunk", "Agent", "update"} | {
     *("COLLAPSE_METRICS", "collapse_metrics", "diagnose", "check_args", "adapt", "Envs", "run_name", "read_run", "Run")
@@ -26,7 +35,7 @@ MAY_DIFFER = {  # by name, with the reason
     "Agent": "ACPG's network ends in another layer, REINFORCE's has no critic; methods are held below",
     "update": "calls the loss, which has the algorithm's name, and says whether it is compiled; held below",
 }
-LINES = {"ppo": 731, "a2c": 705, "reinforce": 691}  # of the ACPG script at most; its baseline is shorter
+LINES = {"ppo": 731, "a2c": 705, "reinforce": 691, "trpo": 768}  # of the ACPG script at most; its baseline is shorter
 MAIN_LINES = 110
 BANNERS = {
     "method": "The method: a fixed simplex ETF",
@@ -232,7 +241,7 @@ def test_sections(script):
     lines = parse(script)[1].splitlines()
     banners = [line for line in lines if re.fullmatch(r"# .* -{5,}", line)]
     assert len({len(line) for line in banners}) == 1
-    own = {"ppo": "PPO", "a2c": "A2C", "reinforce": "REINFORCE"}[algorithm(script)]
+    own = {"ppo": "PPO", "a2c": "A2C", "reinforce": "REINFORCE", "trpo": "TRPO"}[algorithm(script)]
     expected = [BANNERS["network"], own, BANNERS["collapse"], BANNERS["rest"]]
     assert [re.sub(" -+$", "", line)[2:] for line in banners] == [BANNERS["method"]] * (script in ACPG) + expected
     names = list(blocks(script))

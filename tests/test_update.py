@@ -14,7 +14,7 @@ from torch._dynamo.backends.registry import lookup_backend
 every = pytest.mark.parametrize("script", SCRIPTS)
 with_critic = pytest.mark.parametrize("script", WITH_CRITIC)
 BOX, DISCRETE = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(5, start=2)
-OPTIMIZER = {"ppo": "Adam", "a2c": "RMSprop", "reinforce": "Adam"}
+OPTIMIZER = {"ppo": "Adam", "a2c": "RMSprop", "reinforce": "Adam", "trpo": "Adam"}
 
 
 def setup(script, observation_space=BOX, **overrides):
