@@ -624,7 +624,7 @@ def test_fixed_layer_is_never_trained(script, layer, tmp_path):
     assert torch.equal(buffer, dict(fresh.named_buffers())[name])
     assert torch.equal(buffer, dict(frozen.named_buffers())[name])
     assert torch.equal(buffer, saved[name])
-    torch.testing.assert_close(buffer.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(buffer.norm(), torch.tensor(6.0).sqrt())
     assert name not in dict(result.agent.named_parameters())
     held = {id(parameter) for parameter in result.optimizer.params}
     assert held == {id(parameter) for parameter in result.agent.parameters()}
@@ -713,7 +713,7 @@ def test_help_describes_every_argument(script, tmp_path):
     own = {
         "ppo": f"{critic} compile num-minibatches update-epochs clip-coef clip-vloss target-kl",
         "a2c": f"{critic} compile",
-        "reinforce": "num-episodes norm-returns running-baseline",
+        "reinforce": "num-episodes num-minibatches update-epochs norm-returns running-baseline",
     }
     acpg_only = "etf-scale feature-constraint feature-gain action-layer"
     result = run_script(script, "CartPole-v1", tmp_path / "run", "--help")
