@@ -65,7 +65,7 @@ class Args:
     env_kwargs: str = "{}"  # keyword arguments of the environment, as JSON
     max_episode_steps: int | None = None  # truncate episodes here instead of at the environment's own limit
     total_timesteps: int = 500_000  # environment steps to train for, all environments together
-    learning_rate: float = 1e-3  # learning rate of the optimizer, which is the critic's only
+    learning_rate: float = 1e-3  # learning rate of the optimizer
     num_envs: int = 4  # environments stepped side by side
     num_steps: int = 512  # steps in each environment per rollout
     anneal_lr: bool = False  # anneal the learning rate linearly to zero
@@ -218,7 +218,7 @@ def compute_gae(values, next_values, rewards, terminations, truncations, gamma, 
 
 
 def trpo_objective(agent, b_obs, b_actions, b_logprobs, b_advantages):
-    """(surrogate, KL divergence, entropy) of the policy now (Schulman et al. 2015, eq. 14), means over the batch;
+    """(surrogate, KL divergence, entropy) of the policy (Schulman et al. 2015, eq. 14), means over the batch;
     b_logprobs (B, num_actions) are all of the policy that acted, the others (B,) but b_obs."""
     newlogprobs = agent.logits(b_obs).log_softmax(-1)
     logratios = newlogprobs - b_logprobs
@@ -227,11 +227,20 @@ def trpo_objective(agent, b_obs, b_actions, b_logprobs, b_advantages):
     return surrogate, kl, -(newlogprobs.exp() * newlogprobs).sum(-1).mean()
 
 
+def flat_grad(output, params, **kwargs):
+    return torch.cat([grad.flatten() for grad in torch.autograd.grad(output, params, **kwargs)])
+
+
+def fisher_product(kl, params, damping):
+    """The function v -> (F + damping) v, F the Fisher matrix: the Hessian of `kl` at the policy that acted."""
+    grad = flat_grad(kl, params, create_graph=True)
+    return lambda v: flat_grad(grad @ v, params, retain_graph=True) + damping * v
+
+
 def conjugate_gradients(product, b, iterations, tolerance=1e-10):
     """x (n,) with product(x) near b (n,), `product` being that with a positive definite matrix (Hestenes and
     Stiefel 1952); ends early where the squared residual is below `tolerance` of b's."""
-    x, residual = torch.zeros_like(b), b.clone()
-    direction, squared = b.clone(), b @ b
+    x, residual, direction, squared = torch.zeros_like(b), b, b, b @ b
     enough = tolerance * squared
     for _ in range(iterations):
         if squared <= enough:
@@ -244,34 +253,28 @@ def conjugate_gradients(product, b, iterations, tolerance=1e-10):
     return x
 
 
-def fisher_product(kl, params, damping):
-    """The function v -> (F + damping) v, F the Fisher matrix: the Hessian of `kl` at the policy that acted."""
-    flat = lambda grads: torch.cat([grad.flatten() for grad in grads])  # noqa: E731
-    grads = flat(torch.autograd.grad(kl, params, create_graph=True))
-    return lambda v: flat(torch.autograd.grad(grads @ v, params, retain_graph=True)) + damping * v
-
-
 def update_policy(agent, args, *batch):
-    """One natural gradient step with a backtracking line search; returns its stats. The largest step that keeps to
-    max_kl and improves the surrogate is taken, none if there is no such step among those tried."""
+    """One natural gradient step with a backtracking line search; returns its stats. Takes the largest step
+    that keeps to max_kl and improves the surrogate, none if there is no such step among those tried."""
     params = [*agent.backbone.parameters(), *agent.action_layer.parameters()]
     surrogate, kl, entropy = trpo_objective(agent, *batch)
-    grads = torch.autograd.grad(surrogate, params, retain_graph=True)
     product = fisher_product(kl, params, args.damping)
-    direction = conjugate_gradients(product, torch.cat([grad.flatten() for grad in grads]), args.cg_iterations)
+    grad = flat_grad(surrogate, params, retain_graph=True)
+    direction = conjugate_gradients(product, grad, args.cg_iterations)
     step = (2 * args.max_kl / (direction @ product(direction)).clamp(min=1e-38)).sqrt() * direction
-    before = nn.utils.parameters_to_vector(params).detach().clone()
-    stats = {"policy_loss": -surrogate.detach(), "entropy": entropy.detach(), "kl": 0.0, "line_search_failed": 1.0}
+    before, failed = nn.utils.parameters_to_vector(params).detach().clone(), 1.0
     with torch.no_grad():
         for k in range(args.line_search_steps):
             nn.utils.vector_to_parameters(before + 0.8**k * step, params)
-            new_surrogate, new_kl, new_entropy = trpo_objective(agent, *batch)
-            if new_kl <= args.max_kl and new_surrogate > surrogate:
-                stats = {"policy_loss": -new_surrogate, "entropy": new_entropy, "kl": new_kl, "line_search_failed": 0.0}
+            new_surrogate, kl, new_entropy = trpo_objective(agent, *batch)
+            if kl <= args.max_kl and new_surrogate > surrogate:
+                surrogate, entropy, failed = new_surrogate, new_entropy, 0.0
                 break
         else:
             nn.utils.vector_to_parameters(before, params)
-    return {f"losses/{name}": torch.as_tensor(value, device=before.device) for name, value in stats.items()}
+            kl = 0.0
+    stats = {"policy_loss": -surrogate, "entropy": entropy, "kl": kl, "line_search_failed": failed}
+    return {f"losses/{name}": torch.as_tensor(value, device=grad.device).detach() for name, value in stats.items()}
 
 
 def trpo_loss(agent, args, mb_obs, mb_returns):
@@ -738,7 +741,8 @@ if __name__ == "__main__":
 
             # Update
             before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-            policy_stats = update_policy(agent, args, b_obs, b_actions, b_logits.log_softmax(-1), b_advantages)
+            batch = (b_obs, b_actions, b_logits.log_softmax(-1), b_advantages)
+            policy_stats = update_policy(agent, args, *batch)  # the optimizer below is the critic's
             for _ in range(args.update_epochs):
                 b_inds = torch.from_numpy(rng.permutation(batch_size)).to(device)
                 for mb_inds in b_inds.chunk(args.num_minibatches):

@@ -20,6 +20,7 @@ ONLY_ALGORITHM = {
         "compute_gae",
         "trpo_objective",
         "conjugate_gradients",
+        "flat_grad",
         "fisher_product",
         "update_policy",
         "trpo_loss",
