@@ -232,7 +232,7 @@ def flat_grad(output, params, **kwargs):
 
 
 def fisher_product(kl, params, damping):
-    """The function v -> (F + damping) v, F the Fisher matrix: the Hessian of `kl` at the policy that acted."""
+    """v -> (F + damping) v, F the Fisher matrix: the Hessian of `kl` at the policy that acted."""
     grad = flat_grad(kl, params, create_graph=True)
     return lambda v: flat_grad(grad @ v, params, retain_graph=True) + damping * v
 
