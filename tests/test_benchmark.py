@@ -280,6 +280,7 @@ def test_a_signal_reaches_the_runs(tmp_path, number):
     assert statuses == ["interrupted", "planned"] and "FAILED" not in stdout
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_from_their_checkpoints(tmp_path):
     """To what a run that nobody killed ends with."""
     flags = (*ONE[:-1], "30720", "--extra=--checkpoint-interval 10")
@@ -369,6 +370,7 @@ def test_a_run_killed_while_it_wrote_its_record(tmp_path):
     assert status == 0, stdout + stderr
 
 
+@pytest.mark.slow
 def test_kill_and_go_on(tmp_path):
     """Killed in the middle of its second run: the first is kept, the orphan left to end or taken over, all is there
     once."""
@@ -418,6 +420,7 @@ def test_printed_commands_run_anywhere(tmp_path):
     assert "1 of them finished before" in sweep("--out", tmp_path / "out", *ONE)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(slurm_node.why_not()), reason=slurm_node.why_not() or "-")
 def test_slurm(tmp_path):
     """A job array on a real single-node SLURM, an arm of which fails, and the report job that waits for its end."""

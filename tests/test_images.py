@@ -164,7 +164,11 @@ def solved(script, run_dir, kwargs, *more):
 @every
 @pytest.mark.parametrize(
     "kwargs",
-    [{"size": 8}, {"size": 6, "dtype": "bool", "high": 1}, {"size": 5, "dtype": "float64", "low": -40, "high": 2}],
+    [
+        {"size": 8},
+        pytest.param({"size": 6, "dtype": "bool", "high": 1}, marks=pytest.mark.slow),
+        pytest.param({"size": 5, "dtype": "float64", "low": -40, "high": 2}, marks=pytest.mark.slow),
+    ],
     ids=["uint8", "bool", "float64"],
 )
 def test_learns_from_images(script, kwargs, tmp_path):

@@ -31,6 +31,7 @@ def test_table():
     assert header.count("|") == rule.count("|") == tabular.table(rows)[-1].count("|")
 
 
+@pytest.mark.slow
 def test_end_to_end(tmp_path):
     """Two seeds: every run is evaluated on exact labels, and running again trains nothing."""
     flags = [

@@ -199,6 +199,7 @@ def test_relu_features_cannot_express_every_action():
     assert missing[3] > 3 and missing[64] == 0
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     """The table has a line for every scale, with the angles known for these advantages, and the figure is written."""
     command = [

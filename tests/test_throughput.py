@@ -73,6 +73,7 @@ def test_a_race(tmp_path):
     assert 8000 < one <= 10100 and one / two == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_race_that_is_ended():
     """Not even the programs that are stopped at the time."""
     command = [*COMMAND, "--algorithm", "reinforce", "--env-id", "Acrobot-v1"]
@@ -96,6 +97,7 @@ def test_parts(tmp_path):
     assert 0.2 * run["wall_time"] < sum(parts["seconds"].values()) < run["wall_time"]
 
 
+@pytest.mark.slow
 def test_the_command():
     flags = ["--algorithm", "reinforce", "--rounds", "1", "--total-timesteps", "20000", "--warmup", "2000"]
     result = subprocess.run([*COMMAND, *flags], capture_output=True, text=True)
