@@ -71,6 +71,7 @@ class Args:
     num_minibatches: int = 16  # minibatches per epoch
     update_epochs: int = 10  # passes over each rollout
     norm_adv: bool = True  # normalize the advantages of each rollout
+    ent_coef: float = 0.0  # coefficient of the entropy
     max_grad_norm: float = 0.5  # largest norm of the gradient, above which it is scaled down
     max_kl: float = 0.01  # largest mean KL divergence of the old from the new policy, in nats
     damping: float = 0.1  # of the Fisher matrix, to which it is added on the diagonal
@@ -155,14 +156,15 @@ def compute_gae(values, next_values, rewards, terminations, truncations, gamma, 
     return advantages, advantages + values
 
 
-def trpo_objective(agent, b_obs, b_actions, b_logprobs, b_advantages):
+def trpo_objective(agent, args, b_obs, b_actions, b_logprobs, b_advantages):
     """(surrogate, KL divergence, entropy) of the policy (Schulman et al. 2015, eq. 14), means over the batch;
-    b_logprobs (B, num_actions) are all of the policy that acted, the others (B,) but b_obs."""
+    b_logprobs (B, num_actions) are of the policy that acted. The surrogate includes the entropy's bonus."""
     newlogprobs = agent.logits(b_obs).log_softmax(-1)
     logratios = newlogprobs - b_logprobs
     surrogate = (logratios.gather(1, b_actions.unsqueeze(1)).squeeze(1).exp() * b_advantages).mean()
     kl = -(b_logprobs.exp() * logratios).sum(-1).mean()
-    return surrogate, kl, -(newlogprobs.exp() * newlogprobs).sum(-1).mean()
+    entropy = -(newlogprobs.exp() * newlogprobs).sum(-1).mean()
+    return surrogate + args.ent_coef * entropy, kl, entropy
 
 
 def flat_grad(output, params, **kwargs):
@@ -195,7 +197,7 @@ def update_policy(agent, args, *batch):
     """One natural gradient step with a backtracking line search; returns its stats. Takes the largest step
     that keeps to max_kl and improves the surrogate, none if there is no such step among those tried."""
     params = [*agent.backbone.parameters(), *agent.action_layer.parameters()]
-    surrogate, kl, entropy = trpo_objective(agent, *batch)
+    surrogate, kl, entropy = trpo_objective(agent, args, *batch)
     product = fisher_product(kl, params, args.damping)
     grad = flat_grad(surrogate, params, retain_graph=True)
     direction = conjugate_gradients(product, grad, args.cg_iterations)
@@ -204,7 +206,7 @@ def update_policy(agent, args, *batch):
     with torch.no_grad():
         for k in range(args.line_search_steps):
             nn.utils.vector_to_parameters(before + 0.8**k * step, params)
-            new_surrogate, kl, new_entropy = trpo_objective(agent, *batch)
+            new_surrogate, kl, new_entropy = trpo_objective(agent, args, *batch)
             if kl <= args.max_kl and new_surrogate > surrogate:
                 surrogate, entropy, failed = new_surrogate, new_entropy, 0.0
                 break
@@ -212,7 +214,8 @@ def update_policy(agent, args, *batch):
             nn.utils.vector_to_parameters(before, params)
             kl = 0.0
     stats = {"policy_loss": -surrogate, "entropy": entropy, "kl": kl, "line_search_failed": failed}
-    return {f"losses/{name}": torch.as_tensor(value, device=grad.device).detach() for name, value in stats.items()}
+    tensors = {name: torch.as_tensor(value, device=grad.device) for name, value in stats.items()}
+    return {f"losses/{name}": tensor.detach() for name, tensor in tensors.items()}
 
 
 def trpo_loss(agent, args, mb_obs, mb_returns):
@@ -331,7 +334,7 @@ def diagnose(agent, obs, seed):
 # Arguments, environments, the run's folder ------------------------------------------------------------------
 def check_args(args):
     """Raise ValueError, naming the argument, for values that cannot work."""
-    zero_ok = "seed diagnostics_interval checkpoint_interval gamma gae_lambda damping".split()
+    zero_ok = "seed diagnostics_interval checkpoint_interval gamma gae_lambda ent_coef damping".split()
     highest = {"seed": 2**32 - 1, "gamma": 1, "gae_lambda": 1, "torch_threads": 2**10}
     highest |= {"num_envs": 2**16, "feature_dim": 2**16}
     for name, value in vars(args).items():

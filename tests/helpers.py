@@ -31,6 +31,16 @@ WITH_CRITIC = tuple(script for script in SCRIPTS if not script.startswith("reinf
 FROZEN = ("--learning-rate", "1e-30")  # trains, without moving any weight that is not zero
 
 
+def frozen(script):
+    """Flags with which the script trains, without moving any weight that is not zero."""
+    return (*FROZEN, "--max-kl", "1e-38") if algorithm(script) == "trpo" else FROZEN
+
+
+def trained_by_optimizer(script, agent):
+    """The part of an agent that the script's optimizer trains: all of it, but in TRPO the critic."""
+    return agent.critic if algorithm(script) == "trpo" else agent
+
+
 def algorithm(script):
     """ppo, a2c, reinforce or trpo."""
     return script.split("_")[0]

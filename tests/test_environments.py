@@ -9,7 +9,7 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
-from helpers import FROZEN, SCRIPTS, WITH_CRITIC, read_events, read_progress, read_record, run_script, tiny, train
+from helpers import SCRIPTS, WITH_CRITIC, frozen, read_events, read_progress, read_record, run_script, tiny, train
 
 every = pytest.mark.parametrize("script", SCRIPTS)
 NUM_ENVS = 2
@@ -62,8 +62,8 @@ def test_one_array_for_all_observations(script, tmp_path):
 @pytest.mark.parametrize("script", WITH_CRITIC)
 def test_one_array_for_all_observations_and_the_truncated_state(script, tmp_path):
     """In that environment, too, the state that a truncated step led to is its own, not the reset's."""
-    frozen = (*flags(script, shared=True), *FROZEN)
-    result = train(script, "Odd", tmp_path / "run", *frozen)
+    still = (*flags(script, shared=True), *frozen(script))
+    result = train(script, "Odd", tmp_path / "run", *still)
     after, truncations, terminations = result.after, result.truncations, result.terminations
     times = np.round(8 * after[..., 0])
     assert truncations.any() and (times >= 1).all(), "time 0 is a reset's"

@@ -13,7 +13,18 @@ import numpy as np
 import probe_envs
 import pytest
 import torch
-from helpers import ACPG, PAIRS, SCRIPTS, WITH_CRITIC, algorithm, read_progress, run_script, tiny, train
+from helpers import (
+    ACPG,
+    PAIRS,
+    SCRIPTS,
+    WITH_CRITIC,
+    algorithm,
+    read_progress,
+    run_script,
+    tiny,
+    train,
+    trained_by_optimizer,
+)
 from torch._dynamo.backends.registry import lookup_backend
 
 every = pytest.mark.parametrize("script", SCRIPTS)
@@ -232,10 +243,16 @@ def test_update_compiles_into_one_graph(script, shape):
     numbers = torch.randn(4, 16, generator=g)
     own = numbers if algorithm(script) == "ppo" else numbers[:2]
     minibatch = (batch(space, 16), torch.randint(4, (16,), generator=g), *own)
+    if algorithm(script) == "trpo":
+        minibatch = minibatch[0], numbers[0]
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         compiled = torch.compile(module.update, fullgraph=True, backend=backend)
-        stats = compiled(twin, kind(twin.parameters()), args, torch.tensor(1e-3), *minibatch)
-    expected = module.update(agent, kind(agent.parameters()), args, torch.tensor(1e-3), *minibatch)
+        stats = compiled(
+            twin, kind(trained_by_optimizer(script, twin).parameters()), args, torch.tensor(1e-3), *minibatch
+        )
+    expected = module.update(
+        agent, kind(trained_by_optimizer(script, agent).parameters()), args, torch.tensor(1e-3), *minibatch
+    )
     torch._dynamo.reset()
     assert len(graphs) == 1
     torch.testing.assert_close(stats, expected, rtol=1e-4, atol=1e-5)

@@ -24,6 +24,7 @@ from helpers import (
     WITH_CRITIC,
     advantages_by_hand,
     algorithm,
+    frozen,
     read_events,
     read_progress,
     record_gradients,
@@ -31,6 +32,7 @@ from helpers import (
     steps_by_env,
     tiny,
     train,
+    trained_by_optimizer,
 )
 
 every = pytest.mark.parametrize("script", SCRIPTS)
@@ -63,7 +65,7 @@ def without_speed(rows):
 def first_actions(script, tmp_path, *more):
     """What each environment was told to do by an untrained policy that only has its noise to choose by."""
     probe_envs.CALLS.clear()
-    train(script, "Silence", tmp_path / "run", *tiny(script, 6), *FROZEN, *more)
+    train(script, "Silence", tmp_path / "run", *tiny(script, 6), *frozen(script), *more)
     return [[call.action for call in calls] for calls in steps_by_env()]
 
 
@@ -125,7 +127,9 @@ def test_environments_of_all_seeds_are_independent(script, tmp_path):
 @pairs
 def test_twins_start_from_the_same_weights(baseline, acpg, tmp_path):
     """With one seed, critic and backbone are the same numbers, up to the gain of the last hidden layer."""
-    results = [train(script, "Bandit", tmp_path / script, *tiny(script), *FROZEN) for script in (baseline, acpg)]
+    results = [
+        train(script, "Bandit", tmp_path / script, *tiny(script), *frozen(script)) for script in (baseline, acpg)
+    ]
     gain = results[1].args.feature_gain
     ours, theirs = (weights(result) for result in results)
     shared = [name for name in ours if name in theirs and not name.startswith("action_layer")]
@@ -139,8 +143,8 @@ def test_twins_start_from_the_same_weights(baseline, acpg, tmp_path):
 def test_twins_share_features_and_values_at_equal_gain(baseline, acpg, tmp_path):
     """With the baseline's own gain and constraint, untrained features and values agree exactly."""
     same_gain = ("--feature-gain", repr(math.sqrt(2)), "--feature-constraint", "tanh")
-    ours = train(baseline, "Bandit", tmp_path / "baseline", *tiny(baseline), *FROZEN).agent
-    theirs = train(acpg, "Bandit", tmp_path / "acpg", *tiny(acpg), *FROZEN, *same_gain).agent
+    ours = train(baseline, "Bandit", tmp_path / "baseline", *tiny(baseline), *frozen(baseline)).agent
+    theirs = train(acpg, "Bandit", tmp_path / "acpg", *tiny(acpg), *frozen(acpg), *same_gain).agent
     obs = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for function in ("features", "value") if baseline in WITH_CRITIC else ("features",):
@@ -215,7 +219,7 @@ def test_losses_by_hand(script, seed, tmp_path):
     """
     flags = (*tiny(script), "--num-envs", 3, "--num-steps", 32, "--total-timesteps", 96)
     flags += ("--num-minibatches", 8, "--update-epochs", 2) if algorithm(script) == "ppo" else ()
-    flags += ("--gamma", 0.9, "--gae-lambda", 0.8, "--no-norm-adv", "--seed", seed, *FROZEN)
+    flags += ("--gamma", 0.9, "--gae-lambda", 0.8, "--no-norm-adv", "--seed", seed, *frozen(script))
     agent = train(script, "Clock", tmp_path / "run", *flags).agent
     calls = steps_by_env()
     ends = [(call.terminated, call.truncated) for each in calls for call in each]
@@ -242,7 +246,7 @@ def test_losses_by_hand(script, seed, tmp_path):
 @every
 def test_gradient_is_clipped(script, tmp_path, monkeypatch):
     """Gradients longer than --max-grad-norm are cut to that length and keep their direction, others are left alone."""
-    flags = (*tiny(script, 6, updates=8), *FROZEN, "--max-grad-norm")
+    flags = (*tiny(script, 6, updates=8), *frozen(script), "--max-grad-norm")
     gradients = record_gradients(monkeypatch)
     train(script, "Clock", tmp_path / "run", *flags, 1e9)
     raw = gradients.copy()
@@ -461,7 +465,7 @@ def test_undefined_metrics_are_logged_as_nan(script, tmp_path):
 def test_step_0_is_the_untrained_network(script, more, tmp_path):
     """The first point of collapse/* speaks of the network before the first update, the last of the final network."""
     flags = (*tiny(script, updates=6), "--learning-rate", 1e-2, "--diagnostics-interval", 3, *more)
-    untrained = train(script, "ActionObservationReward", tmp_path / "frozen", *flags, *FROZEN).agent
+    untrained = train(script, "ActionObservationReward", tmp_path / "frozen", *flags, *frozen(script)).agent
     trained = train(script, "ActionObservationReward", tmp_path / "run", *flags).agent
     scalars, _ = read_events(tmp_path / "run")
     both = torch.tensor([[1.0], [-1.0]])  # all there is to observe
@@ -527,7 +531,7 @@ def test_columns_are_the_same_in_every_run(script, tmp_path):
 @every
 def test_entries_are_means_since_the_last(script, tmp_path):
     """With frozen weights, entries over three updates are the means of the entries over one; the last is over fewer."""
-    flags = (*tiny(script, 6), "--total-timesteps", 7 * 32, *FROZEN)
+    flags = (*tiny(script, 6), "--total-timesteps", 7 * 32, *frozen(script))
     flags += ("--num-minibatches", 2) if algorithm(script) == "ppo" else ()
     for interval in (1, 3):
         probe_envs.CALLS.clear()
@@ -618,21 +622,21 @@ def test_fixed_layer_is_never_trained(script, layer, tmp_path):
     spaces = result.envs.observation_space, gym.make("probe_envs:Bandit-v0").action_space
     torch.manual_seed(result.args.seed)
     fresh = result.Agent(*spaces, result.args)
-    frozen = train(script, "Bandit", tmp_path / "frozen", *tiny(script), *FROZEN, "--action-layer", layer).agent
+    still = train(script, "Bandit", tmp_path / "still", *tiny(script), *frozen(script), "--action-layer", layer).agent
     saved = torch.load(tmp_path / "run" / "model.pt", weights_only=True)["agent"]
 
     ((name, buffer),) = result.agent.named_buffers()
     assert buffer.shape == (6, result.args.feature_dim)
     assert torch.equal(buffer, dict(fresh.named_buffers())[name])
-    assert torch.equal(buffer, dict(frozen.named_buffers())[name])
+    assert torch.equal(buffer, dict(still.named_buffers())[name])
     assert torch.equal(buffer, saved[name])
     torch.testing.assert_close(buffer.norm(), torch.tensor(6.0).sqrt())
     assert name not in dict(result.agent.named_parameters())
     held = {id(parameter) for parameter in result.optimizer.params}
-    assert held == {id(parameter) for parameter in result.agent.parameters()}
+    assert held == {id(parameter) for parameter in trained_by_optimizer(script, result.agent).parameters()}
     pointers = {parameter.untyped_storage().data_ptr() for parameter in result.optimizer.params}
     assert buffer.untyped_storage().data_ptr() not in pointers
-    trained = [key for key in frozen.state_dict() if not torch.equal(frozen.state_dict()[key], saved[key])]
+    trained = [key for key in still.state_dict() if not torch.equal(still.state_dict()[key], saved[key])]
     assert len(trained) == len(saved) - 1  # all the rest did move
 
 
@@ -641,7 +645,7 @@ def test_learned_layer_starts_at_the_etf_and_is_trained(script, tmp_path):
     """--action-layer learned: the same first weights as the fixed ETF's, then training moves them."""
     run = lambda name, *more: train(script, "Bandit", tmp_path / name, *tiny(script), *more).agent.action_layer.weight  # noqa: E731
     etf, end = run("etf"), run("end", "--action-layer", "learned")
-    start = run("start", "--action-layer", "learned", *FROZEN)
+    start = run("start", "--action-layer", "learned", *frozen(script))
     torch.testing.assert_close(start, etf, rtol=0, atol=1e-20)
     assert not torch.equal(end, etf)
     assert end.requires_grad and not etf.requires_grad
@@ -716,6 +720,7 @@ def test_help_describes_every_argument(script, tmp_path):
         "ppo": f"{critic} compile num-minibatches update-epochs clip-coef clip-vloss target-kl",
         "a2c": f"{critic} compile",
         "reinforce": "num-episodes num-minibatches update-epochs norm-returns running-baseline",
+        "trpo": "num-steps gae-lambda norm-adv compile num-minibatches update-epochs max-kl damping cg-iterations",
     }
     acpg_only = "etf-scale feature-constraint feature-gain action-layer"
     result = run_script(script, "CartPole-v1", tmp_path / "run", "--help")

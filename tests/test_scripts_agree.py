@@ -36,7 +36,7 @@ MAY_DIFFER = {  # by name, with the reason
     "Agent": "ACPG's network ends in another layer, REINFORCE's has no critic; methods are held below",
     "update": "calls the loss, which has the algorithm's name, and says whether it is compiled; held below",
 }
-LINES = {"ppo": 731, "a2c": 705, "reinforce": 691, "trpo": 772}  # of the ACPG script at most; its baseline is shorter
+LINES = {"ppo": 731, "a2c": 705, "reinforce": 691, "trpo": 775}  # of the ACPG script at most; its baseline is shorter
 MAIN_LINES = 110
 BANNERS = {
     "method": "The method: a fixed simplex ETF",

@@ -27,11 +27,13 @@ SCRIPT = {
     **dict.fromkeys(("total_timesteps", "max_episode_steps", "update_epochs", "num_episodes"), BIG),
 }
 SCRIPT |= {key: SCRIPT.get(key, set()) | BIG for key in ("log_interval", "diagnostics_interval", "checkpoint_interval")}
+TRPO = {"damping": {"0"} | BIG, **dict.fromkeys(("max_kl", "cg_iterations", "line_search_steps"), BIG)}
 LEGITIMATE = {
     **dict.fromkeys(SCRIPTS, SCRIPT),
     **dict.fromkeys(
         ("reinforce_baseline", "reinforce_acpg"), SCRIPT | {"num_minibatches": BIG}
     ),  # a part a step at least
+    **dict.fromkeys(("trpo_baseline", "trpo_acpg"), SCRIPT | TRPO),
     "evaluate": {"seed": {"0"}},
     "emergence": {"gamma": {"0"}},
     "learning": {"seeds": {"0"}},

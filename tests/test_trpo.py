@@ -47,8 +47,8 @@ def fisher_matrix(agent, obs):
 
 @each
 def test_fisher_product(script):
-    module, _, agent, batch = setup(script)
-    _, kl, _ = module.trpo_objective(agent, *batch)
+    module, args, agent, batch = setup(script)
+    _, kl, _ = module.trpo_objective(agent, args, *batch)
     assert kl.abs() < 1e-12
     product = module.fisher_product(kl, actor(agent), 0.3)
     matrix = fisher_matrix(agent, batch[0])
@@ -76,7 +76,7 @@ def test_conjugate_gradients():
 def test_the_first_step_tried_is_the_natural_gradient(script):
     """With a KL that is quadratic up to it, along F^-1 g, of the length at which KL is max_kl."""
     module, args, agent, batch = setup(script, max_kl=1e-8, damping=1e-3, cg_iterations=200)
-    surrogate, _, _ = module.trpo_objective(agent, *batch)
+    surrogate, _, _ = module.trpo_objective(agent, args, *batch)
     grad = module.flat_grad(surrogate, actor(agent))
     matrix = fisher_matrix(agent, batch[0])
     matrix = matrix + 1e-3 * torch.eye(len(matrix), dtype=matrix.dtype)
@@ -116,10 +116,10 @@ def test_a_failed_search_undoes_the_step(script, monkeypatch):
 @each
 def test_the_step_improves_the_surrogate_within_the_bound(script):
     module, args, agent, batch = setup(script, size=256)
-    surrogate, _, _ = module.trpo_objective(agent, *batch)
+    surrogate, _, _ = module.trpo_objective(agent, args, *batch)
     critic = [param.detach().clone() for param in agent.critic.parameters()]
     stats = module.update_policy(agent, args, *batch)
-    after, kl, entropy = module.trpo_objective(agent, *batch)
+    after, kl, entropy = module.trpo_objective(agent, args, *batch)
     assert after > surrogate and 0 < kl <= args.max_kl
     known = {"policy_loss": -after, "kl": kl, "entropy": entropy, "line_search_failed": 0.0}
     for name, value in known.items():

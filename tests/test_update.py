@@ -8,7 +8,18 @@ import shutil
 import gymnasium as gym
 import pytest
 import torch
-from helpers import ACPG, PAIRS, SCRIPTS, WITH_CRITIC, algorithm, read_progress, run_script, tiny, train
+from helpers import (
+    ACPG,
+    PAIRS,
+    SCRIPTS,
+    WITH_CRITIC,
+    algorithm,
+    read_progress,
+    run_script,
+    tiny,
+    train,
+    trained_by_optimizer,
+)
 from torch._dynamo.backends.registry import lookup_backend
 
 every = pytest.mark.parametrize("script", SCRIPTS)
@@ -26,7 +37,8 @@ def setup(script, observation_space=BOX, **overrides):
 
 
 def optimizer(module, agent):
-    return getattr(module, "Adam" if hasattr(module, "Adam") else "RMSprop")(agent.parameters())
+    kind = getattr(module, "Adam" if hasattr(module, "Adam") else "RMSprop")
+    return kind(trained_by_optimizer(module.__name__, agent).parameters())
 
 
 def batches(script, agent, count, size=32, space=BOX):
@@ -41,6 +53,10 @@ def batches(script, agent, count, size=32, space=BOX):
             continue
         with torch.no_grad():
             values = agent.value(obs) + 0.3 * noise
+        if algorithm(script) == "trpo":
+            yield obs, advantages + values
+            continue
+        with torch.no_grad():
             logprobs = agent.logits(obs).log_softmax(-1).gather(1, actions[:, None])[:, 0] + 0.3 * noise
         own = (logprobs, advantages, advantages + values, values)
         yield obs, actions, *(own if algorithm(script) == "ppo" else own[1:3])
@@ -137,8 +153,9 @@ def test_update_is_a_step_of_torchs_optimizer(script):
     module, args, agent = setup(script, max_grad_norm=0.05, learning_rate=1e-2)
     twin = copy.deepcopy(agent)
     mine = optimizer(module, agent)
-    assert [id(param) for param in mine.params] == [id(param) for param in agent.parameters()]
-    torchs = getattr(torch.optim, OPTIMIZER[algorithm(script)])(twin.parameters(), lr=1e-2, eps=1e-5)
+    own, others = (trained_by_optimizer(script, each) for each in (agent, twin))
+    assert [id(param) for param in mine.params] == [id(param) for param in own.parameters()]
+    torchs = getattr(torch.optim, OPTIMIZER[algorithm(script)])(others.parameters(), lr=1e-2, eps=1e-5)
     loss_of = getattr(module, f"{algorithm(script)}_loss")
     before = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
     for batch in batches(script, copy.deepcopy(agent), 6):
@@ -146,13 +163,13 @@ def test_update_is_a_step_of_torchs_optimizer(script):
         loss, expected = loss_of(twin, args, *batch)
         torchs.zero_grad()
         loss.backward()
-        assert torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.05) > 0.05
+        assert torch.nn.utils.clip_grad_norm_(others.parameters(), 0.05) > 0.05
         torchs.step()
         assert set(stats) == set(expected) and not any(value.requires_grad for value in stats.values())
         torch.testing.assert_close(stats, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(dict(agent.state_dict()), dict(twin.state_dict()), rtol=1e-3, atol=2e-5)
     moved = {name for name, tensor in agent.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == {name for name, _ in agent.named_parameters()}
+    assert len(moved) == len(list(own.parameters())) and moved <= {name for name, _ in agent.named_parameters()}
 
 
 @every
@@ -171,7 +188,7 @@ def test_weights_come_and_go_after_the_optimizer_was_made(script):
     module.update(agent, mine, args, torch.tensor(1e-2), *batch)
     torch.testing.assert_close(dict(trained.state_dict()), frozen, rtol=0, atol=0)
     module.update(trained, optimizer(module, trained), args, torch.tensor(1e-2), *batch)
-    assert not torch.equal(trained.backbone[0].weight, frozen["backbone.0.weight"])
+    assert any(not torch.equal(tensor, frozen[name]) for name, tensor in trained.state_dict().items())
 
 
 # Compiled
@@ -222,7 +239,9 @@ def test_update_compiles_into_one_graph(script, space, overrides, graphs):
         torch.testing.assert_close(dict(twin.state_dict()), dict(agent.state_dict()), rtol=1e-4, atol=2e-6)
     assert len(found) == 1, "it was compiled again"
     calls = " ".join(str(node.target) for node in found[0].graph.nodes)
-    assert "log_softmax" in calls and "lerp_" in calls and "sub_" in calls, "the graph is not the whole update"
+    assert ("log_softmax" in calls) == (algorithm(script) != "trpo") and "lerp_" in calls and "sub_" in calls, (
+        "the graph is not the whole update"
+    )
 
 
 def has_compiler():
