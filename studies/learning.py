@@ -6,6 +6,7 @@
     python studies/learning.py report-ppo        # seeds 1..10: CartPole-v1 and LunarLander-v3
     python studies/learning.py report-a2c
     python studies/learning.py report-reinforce
+    python studies/learning.py report-trpo       # nothing of TRPO was tuned
     python studies/learning.py cartpole          # seeds 1..5: all six scripts on CartPole-v1
     python studies/learning.py tune-minatar      # seeds 101..102: learning rates on MinAtar's Breakout
     python studies/learning.py minatar           # seeds 1..2: PPO on three games of MinAtar
@@ -81,6 +82,11 @@ STUDIES = {
     ]
     for a in ("ppo", "a2c", "reinforce")
 }
+STUDIES["report-trpo"] = [
+    (f"{env}, {n}", f"trpo_{s}", f"--env-id {env} --total-timesteps {steps}")
+    for env, steps in (("CartPole-v1", 300_000), ("LunarLander-v3", 500_000))
+    for n, s in ARMS
+]
 STUDIES["cartpole"] = [
     (name.replace("CartPole-v1", a.upper()), *run)
     for a in ("ppo", "a2c", "reinforce")
