@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import ACPG, algorithm
+from helpers import ACPG, algorithm, trained_by_optimizer
 
 PACKAGES = ("popgym", "ale_py", "environments.minatar", "environments.minigrid")
 
@@ -53,11 +53,19 @@ def use(module, env):
     after, reward, *_ = env.step(action + env.action_space.start)
     float(reward)
     batch[1] = torch.as_tensor(np.asarray(after))
-    own = {"ppo": 4, "a2c": 2, "reinforce": 1}.get(algorithm(module.__name__))
-    loss = getattr(module, f"{algorithm(module.__name__)}_loss")
-    value, _ = loss(agent, args, batch, torch.tensor([action, 0]), *torch.tensor([[0.5, -0.5]] * own))
+    name, actions, numbers = algorithm(module.__name__), torch.tensor([action, 0]), torch.tensor([[0.5, -0.5]] * 4)
+    if name == "trpo":
+        stats = module.update_policy(
+            agent, args, batch, actions, agent.logits(batch).log_softmax(-1).detach(), numbers[0]
+        )
+        assert all(value.isfinite() for value in stats.values())
+        value, _ = module.trpo_loss(agent, args, batch, numbers[0])
+    else:
+        own = numbers[: {"ppo": 4, "a2c": 2, "reinforce": 1}[name]]
+        value, _ = getattr(module, f"{name}_loss")(agent, args, batch, actions, *own)
     value.backward()
-    assert value.isfinite() and all(param.grad is not None for param in agent.parameters())
+    trained = trained_by_optimizer(module.__name__, agent).parameters()
+    assert value.isfinite() and all(param.grad is not None for param in trained)
     assert env.observation_space.dtype == np.float64 or batch.numpy().dtype == env.observation_space.dtype
 
 
