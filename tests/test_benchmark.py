@@ -207,6 +207,7 @@ def pack(folder, *flags):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_packed_runs_are_finished(tiny, tmp_path):
     """Without their folders, for the sweep and for the report; files that no run left stay."""
     out = tmp_path / "out"
@@ -239,6 +240,7 @@ def test_packing_refuses(tmp_path):
     assert not (tmp_path / "packed.csv.gz").exists()
 
 
+@pytest.mark.slow
 def test_what_is_recognised(tmp_path):
     """The same settings written in another way are; a curve that is not whole, a record cut short are not."""
     assert sweep("--out", tmp_path, *ONE, "--extra=--gamma 0.9 --ent-coef 0.02")[0] == 0
@@ -316,6 +318,7 @@ def test_files_in_the_way(tmp_path):
         assert str(out / name) in stdout + status and (out / name).read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_changed_flag_runs_again(tmp_path):
     assert sweep("--out", tmp_path, *ONE)[0] == 0
     before = starts(tmp_path)
@@ -330,6 +333,7 @@ def test_a_changed_flag_runs_again(tmp_path):
     assert "0 of them finished before" in sweep("--out", tmp_path, *ONE, "--extra=--gamma 0.9")[1]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_before_anything_runs(tmp_path):
     """Where they would stay beside the new runs; runs of the same seeds are replaced."""
     assert sweep("--out", tmp_path, *ONE)[0] == 0
@@ -345,6 +349,7 @@ def test_other_settings_are_refused_before_anything_runs(tmp_path):
     assert sweep("--out", tmp_path, *ONE, "--arms", "acpg")[0] == 0
 
 
+@pytest.mark.slow
 def test_an_environment_of_ones_own(tmp_path):
     """An id such as module:MyEnv-v0, through to the report, with its own threshold; its runs on one thread each."""
     (tmp_path / "lamp.py").write_text(
@@ -362,6 +367,7 @@ def test_an_environment_of_ones_own(tmp_path):
     assert "| lamp:Lamp-v0 | ppo | baseline | 1 |" in text and "| 29 |" in text
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_wrote_its_record(tmp_path):
     half = tmp_path / "runs" / "CartPole-v1__ppo_baseline__1"
     half.mkdir(parents=True)
@@ -408,6 +414,7 @@ def test_two_sweeps_into_one_folder(tmp_path):
     assert status == 1 and "another sweep" in stderr and stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_printed_commands_run_anywhere(tmp_path):
     (command,) = commands("--out", tmp_path / "out", *ONE)
     elsewhere = tmp_path / "elsewhere"

@@ -258,6 +258,7 @@ def test_packing_keeps_what_a_report_reads(tmp_path):
         assert np.isnan(other.curves["charts/episodic_return"][0]) and other.curves["collapse/nc1"][0] == 0.2
 
 
+@pytest.mark.slow
 def test_a_report_of_packed_runs_is_that_of_the_runs(tmp_path):
     """Whether both are there or the table alone."""
     write_sweep(tmp_path, seeds=3)

@@ -295,6 +295,7 @@ def test_failures_and_censored_steps(tmp_path):
     assert frame.p_improvement["steps_to_threshold"] == (3 / 2 + 1) / 4
 
 
+@pytest.mark.slow
 def test_controls_are_compared_with_acpg(tmp_path):
     """On the tasks both have, with the sign of ACPG minus the control, and without verdicts of their own."""
     write_sweep(tmp_path, seeds=5, arms=("baseline", "acpg"))
