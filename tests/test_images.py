@@ -197,7 +197,9 @@ def test_learns_from_images(script, kwargs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ACPG)
 def test_learns_from_large_images(script, tmp_path):
-    assert solved(script, tmp_path / "run", {"size": 36})[1] > 0.95
+    """Through the Nature CNN, at rates for it: at those above both arms of A2C and REINFORCE end with one action."""
+    rate = {"a2c": ("--learning-rate", 2.5e-4), "reinforce": ("--learning-rate", 1e-3)}.get(algorithm(script), ())
+    assert solved(script, tmp_path / "run", {"size": 36}, *rate)[1] > 0.95
 
 
 @every
