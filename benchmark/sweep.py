@@ -176,11 +176,8 @@ def settle(args):
         args.seeds = list(range(1, 1 + (args.num_seeds or (3 if args.quick else 10))))
     if args.quick and args.total_timesteps is None:
         args.total_timesteps = 100_000
-    args.algos, args.envs, args.seeds = (
-        list(dict.fromkeys(args.algos)),
-        list(dict.fromkeys(args.envs)),
-        sorted(set(args.seeds)),
-    )
+    args.algos, args.envs = list(dict.fromkeys(args.algos)), list(dict.fromkeys(args.envs))
+    args.seeds = sorted(set(args.seeds))
 
 
 def read_arms(arms):

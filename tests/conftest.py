@@ -7,7 +7,8 @@ from helpers import BASELINES
 
 # What these ask of every script is a matter of code that twins share word for word, which test_scripts_agree.py holds:
 # the README's command asks the ACPG scripts, .ci/run the baselines too.
-SHARED_CODE = {"test_bad_input", "test_environments", "test_images", "test_resume", "test_runs", "test_senseless_input"}
+SHARED_CODE = {"test_bad_input", "test_environments", "test_images", "test_probes", "test_resume", "test_runs"}
+SHARED_CODE |= {"test_senseless_input"}
 
 # What tests start hears these signals, even where pytest runs in the background or under nohup
 for name in ("SIGHUP", "SIGINT"):

@@ -631,6 +631,7 @@ def test_fixed_layer_is_never_trained(script, layer, tmp_path):
     assert torch.equal(buffer, dict(still.named_buffers())[name])
     assert torch.equal(buffer, saved[name])
     torch.testing.assert_close(buffer.norm(), torch.tensor(6.0).sqrt())
+    assert layer == "random" or torch.allclose(buffer.norm(dim=1), torch.ones(6))
     assert name not in dict(result.agent.named_parameters())
     held = {id(parameter) for parameter in result.optimizer.params}
     assert held == {id(parameter) for parameter in trained_by_optimizer(script, result.agent).parameters()}
