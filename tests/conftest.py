@@ -5,7 +5,7 @@ import signal
 import pytest
 from helpers import BASELINES
 
-# What these ask of every script is a matter of code that twins share word for word, which test_scripts_agree.py holds:
+# What these ask of every script is, but for the layer, of code that twins share word for word (test_scripts_agree.py):
 # the README's command asks the ACPG scripts, .ci/run the baselines too.
 SHARED_CODE = {"test_bad_input", "test_environments", "test_images", "test_probes", "test_resume", "test_runs"}
 SHARED_CODE |= {"test_senseless_input"}
