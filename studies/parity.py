@@ -1,7 +1,8 @@
 """Parity of the baselines with Stable-Baselines3 at equal hyperparameters: the runs behind docs/parity.md.
 
-    pip install stable-baselines3==2.9.2 scipy==1.17.1
-    python studies/parity.py
+    pip install stable-baselines3==2.9.2 sb3-contrib==2.9.2 scipy==1.17.1
+    python studies/parity.py                 # all comparisons
+    python studies/parity.py --algos trpo    # those of TRPO, with sb3-contrib's
 
 Runs land in runs/parity/ and are kept: a run finished by the same script is not repeated. Prints markdown. The
 mapping of the hyperparameters and the margins, which were fixed before the runs, are explained in docs/parity.md.
@@ -9,14 +10,16 @@ mapping of the hyperparameters and the margins, which were fixed before the runs
 
 import csv
 import hashlib
+import importlib
 import json
 import math
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -67,6 +70,8 @@ class Comparison:
 PPO = {"n_epochs": 4, "vf_coef": 0.25}
 ZOO_CARTPOLE = "--no-clip-vloss --num-minibatches 1 --update-epochs 20 --gamma 0.98 --gae-lambda 0.8 --ent-coef 0"
 ZOO_LUNAR = "--no-clip-vloss --num-minibatches 32 --gamma 0.999 --gae-lambda 0.98"
+# the critic's rate is constant; our gradients are not clipped, as theirs are not
+TRPO = {"batch_size": 128, "cg_max_steps": 10}
 COMPARISONS = [
     Comparison(
         *("PPO, plain value loss", "ppo", "CartPole-v1", 390, 8, 32, 1e-3, ZOO_CARTPOLE),
@@ -105,6 +110,10 @@ COMPARISONS = [
         PPO | {"batch_size": 128, "ent_coef": 0.01, "clip_range_vf": 0.2},
         seeds=10,
     ),
+    *(
+        Comparison("TRPO", "trpo", env_id, 98, 4, 512, 1e-3, "--max-grad-norm 1e9", TRPO, seeds=10, anneal=False)
+        for env_id in ("CartPole-v1", "LunarLander-v3")
+    ),
 ]
 
 
@@ -112,6 +121,8 @@ COMPARISONS = [
 class Args:
     num_seeds: int | None = None
     """so many seeds in every comparison; default: the protocol's"""
+    algos: list[Literal["ppo", "a2c", "trpo"]] = field(default_factory=lambda: ["ppo", "a2c", "trpo"])
+    """algorithms, whose comparisons are made"""
     jobs: int = 2
     """runs at a time"""
     sb3: str = ""
@@ -119,7 +130,6 @@ class Args:
 
 
 def run_sb3(comparison, seed, path):
-    import stable_baselines3
     import torch
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
@@ -135,7 +145,8 @@ def run_sb3(comparison, seed, path):
 
     rate = comparison.learning_rate
     torch.set_num_threads(1)
-    model = getattr(stable_baselines3, comparison.algorithm.upper())(
+    library = importlib.import_module("sb3_contrib" if comparison.algorithm == "trpo" else "stable_baselines3")
+    model = getattr(library, comparison.algorithm.upper())(
         "MlpPolicy",
         make_vec_env(comparison.env_id, n_envs=comparison.num_envs, seed=seed, env_kwargs={"render_mode": None}),
         learning_rate=(lambda remaining: rate * (remaining + 1 / comparison.rollouts)) if comparison.anneal else rate,
@@ -204,6 +215,7 @@ def main():
     from scipy import stats
 
     RUNS.mkdir(parents=True, exist_ok=True)
+    chosen = [comparison for comparison in COMPARISONS if comparison.algorithm in args.algos]
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
             [
@@ -213,13 +225,13 @@ def main():
                 ]
                 for curve in (curve_ours, curve_sb3)
             ]
-            for comparison in COMPARISONS
+            for comparison in chosen
         ]
     print(
         "| comparison | environment, steps, lr | seeds | measure | ours | SB3 | difference, 95 % | margin | verdict |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for comparison, curves in zip(COMPARISONS, futures, strict=True):
+    for comparison, curves in zip(chosen, futures, strict=True):
         curves = [[future.result() for future in row] for row in curves]
         assert {len(curve) for row in curves for curve in row} == {len(curves[0][0])}  # both in the same windows
         for measure, part in (("auc", 1.0), ("final", 0.1)):
