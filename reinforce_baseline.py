@@ -67,6 +67,7 @@ class Args:
     anneal_lr: bool = False  # anneal the learning rate linearly to zero
     gamma: float = 0.99  # discount factor
     num_minibatches: int = 1  # minibatches per epoch
+    minibatch_size: int | None = None  # about so many steps in each instead, however many it takes
     update_epochs: int = 1  # passes over each rollout
     norm_returns: bool = False  # normalize the returns-to-go of each batch (biased, but of one scale)
     running_baseline: bool = True  # subtract the running mean of earlier batches' returns-to-go (unbiased)
@@ -562,9 +563,8 @@ if __name__ == "__main__":
     with run:
         if args.capture_video:
             envs.envs[0] = gym.wrappers.RecordVideo(envs.envs[0], str(run.path / "videos"))
-        stats = []
+        stats, last = [], False
         iteration, baseline = run.saved.get("loop", (0, 0.0))
-        last = False
         while not last:
             iteration += 1
             rng = np.random.default_rng((args.seed, iteration))  # anew each time, so that twins stay paired
@@ -602,10 +602,11 @@ if __name__ == "__main__":
                 b_weights = torch.as_tensor(b_weights, dtype=torch.float32, device=device)
                 if iteration == 1 and args.diagnostics_interval:  # the untrained network
                     run.log(diagnose(agent, b_obs, args.seed), 0)
-                before = optimizer.vector.clone()
+                before, size = optimizer.vector.clone(), args.minibatch_size
+                parts = math.ceil(len(b_obs) / size) if size else min(args.num_minibatches, len(b_obs))
                 for _ in range(args.update_epochs):
                     b_inds = torch.from_numpy(rng.permutation(len(b_obs))).to(device)
-                    for mb_inds in b_inds.tensor_split(min(args.num_minibatches, len(b_inds))):
+                    for mb_inds in b_inds.tensor_split(parts):
                         minibatch = (x[mb_inds] for x in (b_obs, b_actions, b_weights))
                         stats.append(update(agent, optimizer, args, torch.tensor(lr), *minibatch))
                 if not torch.isfinite(optimizer.vector.sum()):

@@ -37,7 +37,7 @@ in_processes = pytest.mark.parametrize(  # each imports torch anew; the twins' m
 COUNTS = {  # and those that all scripts have
     "ppo": ("num-steps", "num-minibatches", "update-epochs"),
     "a2c": ("num-steps",),
-    "reinforce": ("num-episodes", "num-minibatches", "update-epochs"),
+    "reinforce": ("num-episodes", "num-minibatches", "minibatch-size", "update-epochs"),
     "trpo": ("num-steps", "num-minibatches", "update-epochs", "cg-iterations", "line-search-steps"),
 }
 SHARED_COUNTS = ("total-timesteps", "num-envs", "feature-dim", "max-episode-steps", "torch-threads", "log-interval")

@@ -1,6 +1,7 @@
 """What only REINFORCE does: returns-to-go, batches of whole episodes, their weights, and an unbiased estimator."""
 
 import itertools
+import math
 
 import numpy as np
 import probe_envs
@@ -144,6 +145,33 @@ def test_batch_is_the_first_episodes_of_every_environment(script, num_envs, num_
     assert int(read_progress(tmp_path / "run")[-1]["global_step"]) == taken
     assert events["collapse/feature_norm"][-1][0] == taken
     assert len(result.run.returns) == min(100, len(all_kept))
+
+
+@both
+@pytest.mark.parametrize(("flag", "value"), [("--minibatch-size", 7), ("--num-minibatches", 3)])
+def test_minibatches(script, flag, value, tmp_path, monkeypatch):
+    """Each pass takes every step of the batch once, in parts of about a size, or in so many that each stands for it."""
+    flags = ("--num-envs", 2, "--num-episodes", 2, "--total-timesteps", 200, *FROZEN, "--update-epochs", 2, flag, value)
+    flags += ("--no-running-baseline", "--gamma", 0.9, "--ent-coef", 0.03, "--max-grad-norm", 1e9)
+    gradients = record_gradients(monkeypatch)
+    agent = train(script, "Clock", tmp_path / "run", *flags).agent
+    probe_envs.CALLS[:] = [
+        call
+        for call, following in zip(probe_envs.CALLS, [*probe_envs.CALLS[1:], None], strict=True)
+        if following is None or not call.kind == following.kind == "update"
+    ]
+    *batches, _ = segments(2)
+    assert len(batches) > 3
+    for segment in batches:
+        kept = first_episodes(segment, 2)
+        steps = sum(map(len, kept))
+        parts = math.ceil(steps / value) if flag == "--minibatch-size" else value
+        weights = [weight for episode in kept for weight in returns_to_go(episode, 0.9)]
+        expected = gradient_by_hand(agent, kept, weights, 0.03) * (value if flag == "--num-minibatches" else 1)
+        for _ in range(2):
+            total = torch.stack([gradients.pop(0) for _ in range(parts)]).sum(0)
+            torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4 * expected.norm().item())
+    assert not gradients
 
 
 @both

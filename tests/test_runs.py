@@ -720,7 +720,7 @@ def test_help_describes_every_argument(script, tmp_path):
     own = {
         "ppo": f"{critic} compile num-minibatches update-epochs clip-coef clip-vloss target-kl",
         "a2c": f"{critic} compile",
-        "reinforce": "num-episodes num-minibatches update-epochs norm-returns running-baseline",
+        "reinforce": "num-episodes num-minibatches minibatch-size update-epochs norm-returns running-baseline",
         "trpo": "num-steps gae-lambda norm-adv compile num-minibatches update-epochs max-kl damping cg-iterations",
     }
     acpg_only = "etf-scale feature-constraint feature-gain action-layer"

@@ -31,7 +31,7 @@ TRPO = {"damping": {"0"} | BIG, **dict.fromkeys(("max_kl", "cg_iterations", "lin
 LEGITIMATE = {
     **dict.fromkeys(SCRIPTS, SCRIPT),
     **dict.fromkeys(
-        ("reinforce_baseline", "reinforce_acpg"), SCRIPT | {"num_minibatches": BIG}
+        ("reinforce_baseline", "reinforce_acpg"), SCRIPT | {"num_minibatches": BIG, "minibatch_size": BIG}
     ),  # a part a step at least
     **dict.fromkeys(("trpo_baseline", "trpo_acpg"), SCRIPT | TRPO),
     "evaluate": {"seed": {"0"}},
