@@ -37,11 +37,13 @@ LEGITIMATE = {
     "evaluate": {"seed": {"0"}},
     "emergence": {"gamma": {"0"}},
     "learning": {"seeds": {"0"}},
+    "paper_setting": {"seeds": {"0"}},
     "theory": {"advantages": {"0", "-1"}, "seed": {"0"}},
     "sweep": {"seeds": {"0"}, "total_timesteps": BIG},
     "report": {"seed": {"0"}},
 }
-STUDIES = ("emergence", "interval_coverage", "learning", "parity", "tabular", "theory", "throughput")
+STUDIES = ("emergence", "imitation", "interval_coverage", "learning", "paper_setting", "parity", "tabular", "theory")
+STUDIES += ("throughput",)
 POSITIONAL = {"evaluate": ["run"], "report": ["."], "learning": ["cartpole"]}
 PROGRAMS = (*SCRIPTS, "evaluate", *STUDIES, "sweep", "report")
 # The first function that a program calls once it has checked its options
