@@ -6,14 +6,13 @@ docs/benchmark.md explains them, studies/interval_coverage.py measures how often
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-from reading import POINTS
+from reading import POINTS, VERDICT_SEEDS
 
 LAST = POINTS // 10  # points that "final" averages
 SMOOTH = POINTS // 20  # points that "steps to threshold" averages
 SPREAD_FLOOR = 0.3
-VERDICT_SEEDS = 5  # fewer than so many have no verdict: the bootstrap of the aggregates would claim too much
 
 
 def summarise(curve, budget, threshold):
@@ -34,26 +33,43 @@ def summarise(curve, budget, threshold):
 
 
 def mean_interval(x, rng, level=0.95, resamples=5000):
-    """Interval for the mean of a sample (n,) by the studentised bootstrap (Efron and Tibshirani 1993, section 12.5).
+    """Interval for the mean of a sample (n,): that of `stratified_mean` for one task."""
+    return stratified_mean([x], rng, level, resamples)[1:]
+
+
+def stratified_mean(tasks, rng, level=0.95, resamples=5000):
+    """(estimate, low, high): the mean over tasks of the tasks' means, from their samples [(n,), ...], by the
+    studentised bootstrap with each task resampled by itself (Efron and Tibshirani 1993, section 12.5).
 
     Unlike the percentile bootstrap, which covers about 90 % at ten values, it holds its level there, on skewed data
-    too. A resample's standard deviation counts as at least SPREAD_FLOOR of the sample's: where one value lies far
+    too. A resample's standard error counts as at least SPREAD_FLOOR of the sample's: where one value lies far
     off, those without it would make the interval tens of times wider, and cover no more
-    (studies/interval_coverage.py). Two or three values, which have next to no resamples, get a t interval, one NaN; a
-    sample without spread has an interval without width.
+    (studies/interval_coverage.py). Tasks of two or three values, which have next to no resamples, get a t interval
+    with Satterthwaite's degrees of freedom, one of a single value NaN; samples without spread an interval without
+    width.
     """
-    x = np.asarray(x, dtype=float)
-    if len(x) < 2 or not np.isfinite(x).all():
-        return math.nan, math.nan
-    if np.ptp(x) == 0:
-        return x[0], x[0]
-    if len(x) < 4:
-        return tuple(stats.ttest_1samp(x, 0).confidence_interval(level))
-    sample = x[rng.integers(len(x), size=(resamples, len(x)))]
-    spread = sample.std(axis=1, ddof=1)
-    t = (sample.mean(axis=1) - x.mean()) / np.maximum(spread, SPREAD_FLOOR * x.std(ddof=1))
+    tasks = [np.asarray(x, dtype=float) for x in tasks]
+    if not tasks or not all(len(x) and np.isfinite(x).all() for x in tasks):
+        return math.nan, math.nan, math.nan
+    estimate = float(np.mean([x.mean() for x in tasks]))
+    if min(map(len, tasks)) < 2:
+        return estimate, math.nan, math.nan
+    variances = np.array([x.var(ddof=1) / len(x) if np.ptp(x) else 0.0 for x in tasks])  # of the tasks' means
+    if not variances.any():
+        return estimate, estimate, estimate
+    error = math.sqrt(variances.sum()) / len(tasks)
+    if min(map(len, tasks)) < 4:
+        freedom = variances.sum() ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, tasks, strict=True))
+        half = stats.t.ppf((1 + level) / 2, freedom) * error
+        return estimate, estimate - half, estimate + half
+    mean, variance = np.zeros((2, resamples))
+    for x in tasks:
+        sample = x[rng.integers(len(x), size=(resamples, len(x)))]
+        mean += sample.mean(axis=1) / len(tasks)
+        variance += sample.var(axis=1, ddof=1) / len(x) / len(tasks) ** 2
+    t = (mean - estimate) / np.maximum(np.sqrt(variance), SPREAD_FLOOR * error)
     low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
-    return x.mean() - high * x.std(ddof=1), x.mean() - low * x.std(ddof=1)
+    return estimate, estimate - high * error, estimate - low * error
 
 
 def expanded_interval(draws, estimate, n, freedom, level=0.95):
@@ -71,23 +87,91 @@ def expanded_interval(draws, estimate, n, freedom, level=0.95):
 
 
 def failure_interval(differences, level=0.95):
-    """Interval for the difference of two paired failure rates, from per-seed differences -1, 0, 1.
+    """Interval for the difference of two paired failure rates, from per-seed differences -1, 0, 1."""
+    return stratified_failures([differences], level)[1:]
+
+
+def stratified_failures(tasks, level=0.95):
+    """(estimate, low, high): the mean over tasks of the differences of paired failure rates, from the tasks' per-seed
+    differences -1, 0, 1.
 
     Agresti and Min 2005 (Statistics in Medicine 24): Wald's interval after half a pair more in each of the four
-    cells, since a bootstrap of ten pairs without a difference would have no width.
+    cells, since a bootstrap of ten pairs without a difference would have no width. All tasks' pairs together, each
+    task weighing the same.
     """
-    n, total, discordant = len(differences) + 2, np.sum(differences), np.sum(np.abs(differences)) + 1
+    estimate = np.mean([np.mean(d) for d in tasks])
+    pairs = len(tasks) ** 2 / sum(1 / len(d) for d in tasks)  # their number, where all tasks have equally many
+    n, total = pairs + 2, pairs * estimate
+    discordant = pairs * np.mean([np.mean(np.abs(d)) for d in tasks]) + 1
     half = stats.norm.ppf((1 + level) / 2) * math.sqrt(discordant - total**2 / n) / n
-    return max(-1.0, total / n - half), min(1.0, total / n + half)
+    return float(estimate), max(-1.0, total / n - half), min(1.0, total / n + half)
 
 
 def improvement(differences, level=0.95):
-    """(p, low, high): probability that a seed does better with the treatment, ties counting half, with Wilson's
-    interval."""
+    """(p, low, high): share of the pairs that do better with the treatment, ties counting half, with Wilson's
+    interval, widened to whole pairs."""
     n, wins = len(differences), np.sum(differences > 0) + np.sum(differences == 0) / 2
     low = stats.binomtest(math.floor(wins), n).proportion_ci(level, "wilson").low
     high = stats.binomtest(math.ceil(wins), n).proportion_ci(level, "wilson").high
     return wins / n, low, high
+
+
+def superiority(base, treated, level=0.95):
+    """(p, low, high): probability that a run of the treatment does better than one of the baseline, whatever their
+    seeds: Mann and Whitney's statistic over n m, ties counting half (Agarwal et al. 2021's probability of improvement).
+
+    The interval is, to each side, the wider of two. Newcombe's method 5 (2006, Statistics in Medicine 25, 559) takes
+    the p from which the estimate lies no more than z standard errors away, of a variance that does not vanish where all
+    runs of one arm do better; DeLong's variance (1988) assumes nothing of the arms' spreads. Each alone holds too
+    rarely, for one task or for many.
+    """
+    base, treated = np.asarray(base, dtype=float), np.asarray(treated, dtype=float)
+    wins = (np.sign(treated[:, None] - base) + 1) / 2
+    p, (n, m) = float(wins.mean()), wins.shape
+    more, z = (n + m) / 2 - 1, stats.norm.ppf((1 + level) / 2)
+
+    def beyond(x, sign):
+        variance = x * (1 - x) * (1 + more * ((1 - x) / (2 - x) + x / (1 + x))) / (n * m)
+        return sign * (p - x) - z * math.sqrt(variance)
+
+    low = optimize.brentq(beyond, 0, p - 1e-9, args=(1,)) if p > 1e-6 else 0.0
+    high = optimize.brentq(beyond, p + 1e-9, 1, args=(-1,)) if p < 1 - 1e-6 else 1.0
+    if min(n, m) > 1:
+        variance = wins.mean(1).var(ddof=1) / n + wins.mean(0).var(ddof=1) / m
+        half = stats.t.ppf((1 + level) / 2, n + m - 2) * math.sqrt(variance)
+        low, high = min(low, max(0.0, p - half)), max(high, min(1.0, p + half))
+    return p, low, high
+
+
+def stratified_superiority(tasks, level=0.95):
+    """(p, low, high): the mean over tasks [(base, treated), ...] of the probability of improvement.
+
+    The tasks' own intervals combine by their distances from the estimates (Zou and Donner 2008, Statistics in
+    Medicine 27, 1693), which keeps them asymmetric.
+    """
+    p, low, high = np.array([superiority(*pair, level) for pair in tasks]).T
+    down, up = (math.sqrt(np.square(distance).sum()) / len(tasks) for distance in (p - low, high - p))
+    return float(p.mean()), float(p.mean() - down), float(p.mean() + up)
+
+
+def flip_test(differences, rng, flips=20000):
+    """Two-sided p of "the differences are symmetric about zero" (Fisher's randomisation test of the mean): the share
+    of all ways to flip their signs, or of so many random ones, whose mean lies as far out."""
+    d = np.asarray(differences, dtype=float)
+    if 2 ** len(d) <= flips:
+        signs = 1 - 2 * (np.arange(2 ** len(d))[:, None] >> np.arange(len(d)) & 1)
+    else:
+        signs = np.vstack([np.ones(len(d)), rng.choice([-1, 1], size=(flips, len(d)))])
+    means = np.abs(signs @ d)
+    return float((means >= abs(d.sum()) * (1 - 1e-9)).mean())
+
+
+def holm(p):
+    """Holm's adjusted p values (1979) of a family: each is significant where it is at most .05."""
+    p = np.asarray(p, dtype=float)
+    order, adjusted = np.argsort(p), np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
+    return adjusted
 
 
 def cvar(x, share=0.25, axis=-1):
@@ -111,82 +195,121 @@ def resampled(arrays, rng, resamples):
     return [array[index, np.arange(tasks)] for array in arrays]
 
 
-# The family of aggregate comparisons: claim, name, statistic of (..., seeds, tasks) arrays, sign, which array, and
-# what its interval takes for its degrees of freedom: the seeds of all tasks, of one (worst seeds and spreads vary
-# more), or none.
-AGGREGATES = [
-    ("faster", "area under the curve, IQM", iqm, 1, "auc", "tasks"),
-    ("faster", "share of the budget to the threshold, mean", lambda x: x.mean((-2, -1)), -1, "steps", "tasks"),
-    ("better", "final return, IQM", iqm, 1, "final", "tasks"),
-    ("more robust", "CVaR 25 % over seeds, mean over tasks", lambda x: cvar(x, axis=-2).mean(-1), 1, "final", "task"),
-    ("more robust", "failure rate", lambda x: (x < 0.5).mean((-2, -1)), -1, "final", "pairs"),
-    (
-        "more robust",
-        "spread over seeds, mean over tasks",
-        lambda x: x.std(axis=-2, ddof=1).mean(-1),
-        -1,
-        "final",
-        "task",
-    ),
+# The family of comparisons that verdicts draw on: claim, measure, the column of the run table, its estimator. All are
+# differences in favour of the arm: more is better, of the failure rate and its like the decrease.
+FAMILY = [
+    ("faster", "area under the curve, mean difference", "auc", "mean"),
+    ("faster", "area under the curve, probability of improvement", "auc", "superiority"),
+    ("better", "final return, mean difference", "final", "mean"),
+    ("better", "final return, probability of improvement", "final", "superiority"),
+    ("more robust", "worst quarter of the seeds, final return, difference", "final", "cvar"),
+    ("more robust", "failure rate, decrease", "final", "failures"),
 ]
+# Beside them, at 95 % without correction
+EXPLORATORY = [
+    ("faster", "share of the budget to the threshold, decrease", "steps", "mean"),
+    ("faster", "area under the curve, IQM, difference", "auc", "iqm"),
+    ("better", "final return, IQM, difference", "final", "iqm"),
+    ("more robust", "spread over seeds, decrease", "final", "spread"),
+]
+CLAIMS = ("faster", "better", "more robust")
 
 
-def aggregate_difference(statistic, kind, base, treated, rng, resamples, level):
-    """(difference, low, high) of a statistic of two arrays (seeds, tasks), treated minus base, paired by seed.
+def aggregate(kind, base, treated, rng, resamples, level=0.95):
+    """(estimate, low, high) of a measure of two arms, in favour of `treated`, over tasks.
 
-    `kind`, see AGGREGATES: "pairs" is the failure rate, whose interval is that of failure_interval, over all tasks'
-    pairs.
+    `base` and `treated` are lists of each task's scores (n,), paired by seed. Kinds: `mean` of the differences;
+    `superiority`, the probability of improvement, .5 being none; `cvar`, the difference of the means of the worst
+    quarters; `failures`, the decrease of the failure rate; `spread`, of the standard deviation; `iqm`, the difference
+    of the interquartile means over all tasks, with as many seeds of each as the poorest has.
     """
-    seeds, tasks = base.shape
-    estimate = float(statistic(treated) - statistic(base))
-    if kind == "pairs":
-        return estimate, *failure_interval(((treated < 0.5).astype(int) - (base < 0.5)).ravel(), level)
-    draws = [statistic(x) for x in resampled([base, treated], rng, resamples)]
-    freedom = (tasks if kind == "tasks" else 1) * (seeds - 1)
-    return estimate, *expanded_interval(draws[1] - draws[0], estimate, seeds, freedom, level)
+    pairs = list(zip(base, treated, strict=True))
+    if kind == "mean":
+        return stratified_mean([t - b for b, t in pairs], rng, level, resamples)
+    if kind == "superiority":
+        return stratified_superiority(pairs, level)
+    if kind == "failures":
+        return stratified_failures([(b < 0.5).astype(int) - (t < 0.5) for b, t in pairs], level)
+    n = np.mean([len(b) for b in base])
+    if kind == "iqm":
+        arrays = [np.stack([x[: min(map(len, arm))] for x in arm], axis=-1) for arm in (base, treated)]
+        draws = [iqm(x) for x in resampled(arrays, rng, resamples)]
+        estimate, freedom = float(iqm(arrays[1]) - iqm(arrays[0])), sum(len(x) - 1 for x in base)
+        return estimate, *expanded_interval(draws[1] - draws[0], estimate, n, freedom, level)
+    statistic = cvar if kind == "cvar" else lambda x: -x.std(axis=-1, ddof=1)
+    estimate = float(np.mean([statistic(t) - statistic(b) for b, t in pairs]))
+    draws, freedom = np.zeros(resamples), 0
+    for b, t in pairs:
+        index = rng.integers(len(b), size=(resamples, len(b)))
+        draws += (statistic(t[index]) - statistic(b[index])) / len(pairs)
+        freedom += math.ceil(len(b) / 4) if kind == "cvar" else len(b) - 1  # the values that it is a mean of
+    return estimate, *expanded_interval(draws, estimate, n, freedom, level)
 
 
-def verdict(claim, rows):
-    """Supported if a corrected interval of the claim lies on the favourable side of zero and none on the other."""
-    good, bad = any(r["better"] for r in rows), any(r["worse"] for r in rows)
-    return "mixed" if good and bad else "supported" if good else "contradicted" if bad else "not distinguishable"
+def survival(scores):
+    """Of arrays (seeds, tasks) the share of each task's runs that is among the middle half that `iqm` averages."""
+    flat = scores.ravel()
+    cut = int(0.25 * flat.size)
+    kept = np.zeros(flat.size, dtype=bool)
+    kept[np.argsort(flat, kind="stable")[cut : flat.size - cut]] = True
+    return kept.reshape(scores.shape).mean(axis=0)
 
 
-def compare_aggregates(scores, arm, rng, resamples, against="baseline"):
-    """(rows, tasks, seeds): the aggregate table of one arm against another over the tasks (env, algo) that both have.
+def verdict(claim, rows, final, margin, learns):
+    """What the corrected intervals of a claim's rows (FAMILY) say, as docs/benchmark.md has it.
 
-    `scores` is the run table with normalised columns. Intervals are those of the whole family together (Bonferroni).
-    All tasks have the same number of pairs, the fewest that any has; one with fewer than VERDICT_SEEDS is left out if
-    another has more.
+    `final` is the row of the final return's mean difference; `learns` says whether any run of the arm does. An
+    interval that is not known (NaN) says nothing.
     """
+    neutral = lambda row: 0.5 if "probability" in row["measure"] else 0.0  # noqa: E731
+    sizes = [row for row in rows if "probability" not in row["measure"]]
+    good, bad = any(row["low"] > neutral(row) for row in rows), any(row["high"] < neutral(row) for row in rows)
+    if all(-margin <= row["low"] and row["high"] <= margin for row in sizes):
+        return "equivalent"
+    if good and bad:
+        return "mixed"
+    if bad:
+        return "contradicted"
+    if good and not learns:
+        return "not supported: the arm never learns"
+    if good and claim == "more robust" and not final["low"] > -margin:
+        return "not supported: it may return less"
+    return "supported" if good else "not distinguishable"
+
+
+def paired_tasks(scores, arm, against):
+    """{(env, algo): (base, treated) tables by seed, of common seeds}, of the tasks that both arms have; without those
+    of fewer than VERDICT_SEEDS pairs where others have more."""
     both = {}
     for key, group in scores.groupby(["env", "algo"]):
-        seeds = [set(group.loc[group.arm == name, "seed"]) for name in (against, arm)]
-        if common := sorted(seeds[0] & seeds[1]):
-            both[key] = (group, common)
-    if not both:
-        return [], 0, 0
-    enough = {key: value for key, value in both.items() if len(value[1]) >= VERDICT_SEEDS}
-    both = enough or both
-    n = min(len(common) for _, common in both.values())
-    if n < 2:
-        return [], len(both), n
-    arrays = {}
-    for column in ("auc", "steps", "final"):
-        for name in (against, arm):
-            tables = [g[g.arm == name].set_index("seed").loc[c[:n], f"norm_{column}"] for g, c in both.values()]
-            arrays[column, name] = np.stack(tables, axis=-1)
-    rows, level = [], 1 - 0.05 / len(AGGREGATES)
-    for claim, name, statistic, sign, column, kind in AGGREGATES:
-        base, treated = arrays[column, against], arrays[column, arm]
-        difference, low, high = aggregate_difference(statistic, kind, base, treated, rng, resamples, level)
-        if column == "steps" and (base == 1).all() and (treated == 1).all():
+        tables = [group[group.arm == name].set_index("seed") for name in (against, arm)]
+        if len(common := tables[0].index.intersection(tables[1].index).sort_values()):
+            both[key] = tuple(table.loc[common] for table in tables)
+    enough = {key: pair for key, pair in both.items() if len(pair[0]) >= VERDICT_SEEDS}
+    return enough or both
+
+
+def compare_aggregates(scores, arm, rng, resamples, against="baseline", level=0.95, family=FAMILY):
+    """The rows of an aggregate table: one arm against another over their common tasks, in each measure of `family`.
+
+    `scores` is the run table with normalised columns.
+    """
+    tasks = paired_tasks(scores, arm, against).values()
+    counts = [len(base) for base, _ in tasks]
+    if not counts or min(counts) < 2:
+        return []
+    rows = []
+    for claim, measure, column, kind in family:
+        base, treated = ([table[f"norm_{column}"].to_numpy(float) for table in arm] for arm in zip(*tasks, strict=True))
+        if column == "steps":  # fewer are better
+            base, treated = [-x for x in base], [-x for x in treated]
+        estimate, low, high = aggregate(kind, base, treated, rng, resamples, level)
+        if column == "steps" and all((x == -1).all() for x in (*base, *treated)):
             low = high = math.nan  # all are censored: that they are equal says nothing
-        row = {"arm": arm, "against": against, "claim": claim, "measure": name, "tasks": len(both), "seeds": n}
-        row |= {"of_against": float(statistic(base)), "of_arm": float(statistic(treated)), "difference": difference}
-        row |= {"low": low, "high": high, "more_is_better": sign > 0}
-        rows.append(row | {"better": min(sign * low, sign * high) > 0, "worse": max(sign * low, sign * high) < 0})
-    return rows, len(both), n
+        row = {"arm": arm, "against": against, "claim": claim, "measure": measure, "tasks": len(counts)}
+        row |= {"fewest_seeds": min(counts), "most_seeds": max(counts), "estimate": estimate, "low": low, "high": high}
+        rows.append(row | {"level": level})
+    return rows
 
 
 def interval_of(statistic, array, rng, resamples):

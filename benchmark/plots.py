@@ -20,14 +20,15 @@ COLLAPSE = {
     "mean_weight_cosine": "AC3 cosine of means and weights (1)",
 }
 PANELS = ("alignment", "variability_quotient", "etf_error")
-# Okabe and Ito's colours, told apart by colour-blind readers too
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colours, told apart by colour-blind readers too: one for each arm in all pictures of the repository
+COLOURS = {"baseline": "#0072B2", "acpg": "#D55E00", "learned": "#009E73", "random": "#CC79A7", "scaled": "#E69F00"}
+COLOURS["normalised"] = "#56B4E9"
 
 
 def colours_of(arms):
-    """A colour for each arm: the same for baseline and ACPG in every picture."""
-    others = [arm for arm in arms if arm not in ("baseline", "acpg")]
-    colours = {"baseline": COLOURS[0], "acpg": COLOURS[1]} | {arm: COLOURS[2 + i % 5] for i, arm in enumerate(others)}
+    """A colour for each arm: its own where it has one; black, grey and brown for others, in their order."""
+    free, others = ("#000000", "#999999", "#8B5A2B"), [arm for arm in arms if arm not in COLOURS]
+    colours = COLOURS | {arm: free[i % len(free)] for i, arm in enumerate(others)}
     return {arm: colours[arm] for arm in arms}
 
 
@@ -74,9 +75,15 @@ def plot_curves(runs, returns, thresholds, colours, path):
 
 
 def logged(curves, index, tag, at):
-    """The value that each run logged first (at = 0) or last (-1) under a tag; runs without one are left out."""
-    values = [curves[k].get(tag, np.empty(0)) for k in index]
-    return [float(known[at]) for v in values if len(known := v[np.isfinite(v)])]
+    """The value in each run's first measurement (at = 0) or its last (-1); runs that have none there are left out."""
+    values = []
+    for k in index:
+        measured = np.flatnonzero(
+            np.isfinite(curves[k].get("collapse/classes_present", curves[k].get(tag, np.empty(0))))
+        )
+        value = curves[k][tag][measured[at]] if tag in curves[k] and len(measured) else math.nan
+        values += [float(value)] if math.isfinite(value) else []
+    return values
 
 
 def plot_collapse(runs, curves, returns, algo, colours, path):
@@ -105,6 +112,10 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
                     read = np.stack([on_grid(curves[k], f"{prefix}/{metric}", budget) for k in group.index])
                     band(axes, steps, read, colours[arm], label, **options)
                 untrained = np.mean(logged(curves, group.index, f"collapse/{metric}", 0) or math.nan)
+                if metric == "etf_error" and all(
+                    c == 2 for c in logged(curves, group.index, "collapse/classes_present", -1)
+                ):
+                    axes.text(0.5, 0.5, "void: two actions", ha="center", transform=axes.transAxes)
                 axes.plot(
                     0, untrained, "D", color=colours[arm], fillstyle="none", label=f"{arm}, untrained", clip_on=False
                 )
@@ -118,23 +129,25 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
     save(figure, path)
 
 
-def plot_verdicts(rows, colours, path):
-    """The aggregate differences from the baseline with their corrected intervals; right of zero the arm is better."""
-    measures = list(dict.fromkeys(row["measure"] for row in rows))
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    size = (9, 1.3 + len(measures) * (0.25 + 0.22 * len(arms)))
+def plot_verdicts(rows, margin, colours, path):
+    """The comparisons that the verdicts draw on, with their corrected intervals; right of none the arm is better."""
+    size = (9, 1.6 + 0.3 * len(rows))
     figure, axes = plt.subplots(figsize=size, layout="constrained")
-    for row in rows:
-        y = measures.index(row["measure"]) + 0.6 * ((arms.index(row["arm"]) + 0.5) / len(arms) - 0.5)
-        low, middle, high = ((1 if row["more_is_better"] else -1) * row[key] for key in ("low", "difference", "high"))
-        label = f"{row['arm']} ({row['tasks']} tasks, {row['seeds']} seeds)"
+    for y, row in enumerate(rows):  # the probability of improvement as its distance from one half
+        none = 0.5 if "probability" in row["measure"] else 0.0
+        low, middle, high = (row[key] - none for key in ("low", "estimate", "high"))
+        label = f"{row['arm']} ({row['tasks']} tasks)"
         axes.plot([low, high], [y, y], color=colours[row["arm"]], linewidth=5, alpha=0.45, solid_capstyle="butt")
         axes.plot(middle, y, "o", color=colours[row["arm"]], label=label)
     axes.axvline(0, color="black", linewidth=1)
-    claims = {row["measure"]: row["claim"] for row in rows}
-    axes.set_yticks(range(len(measures)), [f"{claims[m]}: {m}" for m in measures])
-    axes.set_ylim(len(measures) - 0.5, -0.5)
-    axes.set_xlabel("\N{LEFTWARDS ARROW} baseline better    99.17 % interval    arm better \N{RIGHTWARDS ARROW}")
+    axes.axvspan(-margin, margin, color="grey", alpha=0.15, linewidth=0)
+    names = [f"{row['arm']}, {row['claim']}: {row['measure']}" for row in rows]
+    axes.set_yticks(range(len(rows)), [name.replace("of improvement", "of improvement - .5") for name in names])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    level = f"{100 * rows[0]['level']:.4g} % interval"
+    axes.set_xlabel(
+        f"\N{LEFTWARDS ARROW} baseline better    {level}, grey: counts as none    arm better \N{RIGHTWARDS ARROW}"
+    )
     save(figure, path)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 PACKED = "packed.csv.gz"
+VERDICT_SEEDS = 5  # fewer than so many have no verdict: the bootstrap of the aggregates would claim too much
 POINTS = 100  # every curve is read at so many equally spaced steps, the last one at the end of the budget
 STEP, RETURN = "global_step", "charts/episodic_return"
 METRICS = ("alignment", "variability_quotient", "nc1", "etf_error", "mean_weight_cosine")  # which reports show
@@ -186,7 +187,7 @@ def check_end(path, record, last):
     step, budget = record["global_step"], record["args"]["total_timesteps"]
     if last != step:
         raise Damaged(path, f"ends at step {last:.0f}, and the run at {step}")
-    if not budget < 2 * step:  # a budget is cut down to whole rollouts, so it is half used at least
+    if not step <= budget < 2 * step:  # a budget is cut down to whole rollouts, so it is half used at least
         raise Damaged(path, f"ends at step {step} of {budget}")
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -23,15 +23,22 @@ import tyro
 from scipy import stats
 
 from intervals import (
+    CLAIMS,
+    EXPLORATORY,
+    FAMILY,
     VERDICT_SEEDS,
-    aggregate_difference,
+    aggregate,
     compare_aggregates,
     cvar,
     failure_interval,
-    improvement,
+    flip_test,
+    holm,
+    matrix,
     mean_band,
     mean_interval,
     summarise,
+    superiority,
+    survival,
     verdict,
 )
 from plots import (
@@ -61,11 +68,14 @@ from reading import (
     same_run,
 )
 
-REFERENCE_EPISODES = 100
-REFERENCE_STEPS = 1_000_000  # a random policy whose episodes take longer than these in all has no reference
+REFERENCE_EPISODES = 100, 10_000  # of the random policy: at least, and at most until its mean is known well enough:
+REFERENCE_ERROR = 0.01  # standard error, as a share of the distance to the threshold
+REFERENCE_STEPS = 1_000_000  # a random policy whose first episodes take longer than these in all has no reference
+DIVERGED = "error: non-finite loss"  # how the scripts' message begins
 SETUP = {"run_dir", "resume", "seed", "exp_name", "torch_threads", "capture_video"}
 SETUP |= {"track", "wandb_project_name", "wandb_entity"}
 SHARED = ("total_timesteps", "env_kwargs", "max_episode_steps")  # alike in all arms, but the first, in all algorithms
+TESTED = ("final", "auc")  # by Holm over tasks
 METRICS = {"final": 1, "best": 1, "auc": 1, "steps_to_threshold": -1, "drawdown": -1, "failed": -1}  # 1: more is better
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,8 +84,12 @@ ROOT = Path(__file__).resolve().parent.parent
 class Args:
     folder: Annotated[Path, tyro.conf.Positional]
     """folder with runs anywhere below it; the report is written there"""
-    resamples: int = 5000
+    resamples: int = 20_000
     """bootstrap resamples"""
+    margin: float = 0.05
+    """normalised differences within it count as none"""
+    threshold: list[str] = field(default_factory=list)
+    """what counts as solved, as ENV=VALUE; for environments that have no threshold of their own, or another one"""
     seed: int = 0
     """seed of the bootstrap and of the random policy"""
     import_modules: bool = False
@@ -101,6 +115,9 @@ def find_runs(folder):
             record = read_record(run)
         except Damaged as error:
             problems[run.name] = str(error)
+            continue
+        if record["status"] == "failed" and str(record.get("error")).startswith(DIVERGED):
+            found[run] = Run(run.name, run, record | {"diverged": True}, {RETURN: np.array([math.nan])})
             continue
         if record["status"] != "finished":
             problems[run.name] = record["status"]
@@ -134,7 +151,8 @@ def read_runs(folder):
         args = run.record["args"]
         algo, _, arm = args["exp_name"].partition("_")
         env_id, seed = args["env_id"], args["seed"]
-        if not np.isfinite(run.curves[RETURN]).any():
+        diverged = "diverged" in run.record
+        if not diverged and not np.isfinite(run.curves[RETURN]).any():
             problems[run.name] = "no episode ended"
             continue
         key = (env_id, algo, arm)
@@ -147,7 +165,7 @@ def read_runs(folder):
             fail(f"{folder} holds {env_id} {algo} {arm} seed {seed} twice; remove one")
         finished.add((*key, seed))
         row = {"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": args["total_timesteps"]}
-        rows.append(row | {"wall_time": run.record["wall_time"]})
+        rows.append(row | {"wall_time": run.record["wall_time"], "diverged": diverged})
         curves.append(run.curves)
     names = {run.name for run in found}
     for name, planned in read_manifest(folder).get("runs", {}).items():
@@ -174,22 +192,23 @@ def refuse_mixture(folder, one, settings, other, others, keys):
 def references(settings, args, cache):
     """({environment: threshold or None}, {environment: the random policy's return or None}), from `cache` where it
     has them, to which new ones are added. Ends in one line where that takes a module that may not be imported."""
-    thresholds, randoms = {}, {}
+    thresholds, randoms, given = {}, {}, read_thresholds(args.threshold, {env_id for env_id, _, _ in settings})
     for (env_id, _, _), own in settings.items():
         if env_id in thresholds:
             continue
         key = " ".join(str(own[k]) for k in ("env_id", "env_kwargs", "max_episode_steps"))
         module, _, name = env_id.rpartition(":")
         entry = cache.get(key, {})
-        if entry.get("seed") != args.seed or "threshold" not in entry:
+        other = env_id in given and entry.get("threshold") != given[env_id]
+        if entry.get("seed") != args.seed or "threshold" not in entry or other:
             if module and not args.import_modules:
                 fail(f"{env_id}: no reference in references.json; --import-modules imports {module} to measure it")
             try:
                 if module:
                     importlib.import_module(module)
-                threshold = gym.spec(name).reward_threshold
-                if entry.get("seed") != args.seed:
-                    entry = random_return(own, args.seed) if threshold is not None else NOT_MEASURED
+                threshold = given.get(env_id, gym.spec(name).reward_threshold)
+                if entry.get("seed") != args.seed or other:
+                    entry = NOT_MEASURED if threshold is None else random_return(own, args.seed, threshold)
                 cache[key] = entry | {"seed": args.seed, "threshold": threshold}
             except Exception as error:  # importing and playing somebody's environment can fail in any way
                 why = " ".join(str(error).split())
@@ -201,22 +220,40 @@ def references(settings, args, cache):
 NOT_MEASURED = {"mean": None, "standard_error": None, "episodes": 0}
 
 
-def random_return(args, seed):
-    """Mean return of the uniform random policy with its standard error, over REFERENCE_EPISODES seeded episodes; None
-    if those take more than REFERENCE_STEPS steps."""
+def read_thresholds(words, known):
+    """{environment: threshold} of --threshold; ends in one line where a word is none, or of no environment here."""
+    result = {}
+    for word in words:
+        env_id, _, value = word.rpartition("=")
+        try:
+            result[env_id] = float(value)
+        except ValueError:
+            fail(f"--threshold {word}: give ENV=VALUE, such as LunarLander-v3=200")
+        if env_id not in known or not math.isfinite(result[env_id]):
+            fail(f"--threshold {word}: a finite number for one of {', '.join(sorted(known))}")
+    return result
+
+
+def random_return(args, seed, threshold):
+    """Mean return of the uniform random policy with its standard error, over REFERENCE_EPISODES seeded episodes, more
+    until the error is below REFERENCE_ERROR; None if the first ones take more than REFERENCE_STEPS steps."""
     env = gym.make(args["env_id"], max_episode_steps=args["max_episode_steps"], **json.loads(args["env_kwargs"]))
     env.action_space.seed(seed)
-    totals, steps = [], 0
-    while len(totals) < REFERENCE_EPISODES and steps < REFERENCE_STEPS:
+    totals, steps, (least, most) = [], 0, REFERENCE_EPISODES
+    while len(totals) < most and steps < REFERENCE_STEPS:
         env.reset(seed=seed if not totals else None)
         total, over = 0.0, False
         while not over and steps < REFERENCE_STEPS:
             _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
             total, over, steps = total + float(reward), terminated or truncated, steps + 1
-        totals.append(total)
+        if over:
+            totals.append(total)
+        if len(totals) >= least and stats.sem(totals) <= REFERENCE_ERROR * abs(threshold - np.mean(totals)):
+            break
     env.close()
-    mean, error = (float(np.mean(totals)), float(stats.sem(totals))) if steps < REFERENCE_STEPS else (None, None)
-    return {"mean": mean, "standard_error": error, "episodes": len(totals)}
+    if len(totals) < least:
+        return NOT_MEASURED
+    return {"mean": float(np.mean(totals)), "standard_error": float(stats.sem(totals)), "episodes": len(totals)}
 
 
 # What the runs say
@@ -229,6 +266,10 @@ def score(runs, returns, thresholds, randoms):
     span = runs.env.map(lambda env: thresholds[env] - randoms[env] if usable(env, thresholds, randoms) else math.nan)
     random = runs.env.map(randoms).astype(float)
     runs["norm_final"], runs["norm_auc"] = (runs.final - random) / span, (runs.auc - random) / span
+    for column in ("final", "best", "auc"):  # the method failed there: no more than random
+        runs.loc[runs.diverged, column] = random[runs.diverged]
+    runs.loc[runs.diverged, "drawdown"] = 0.0
+    runs.loc[runs.diverged & span.notna(), ["norm_final", "norm_auc"]] = 0.0
     runs["norm_steps"] = runs.steps_to_threshold / runs.budget
     runs["failed"] = np.where(span.notna(), runs.norm_final < 0.5, math.nan)
     return runs, (returns - random.to_numpy()[:, None]) / span.to_numpy()[:, None]
@@ -236,7 +277,7 @@ def score(runs, returns, thresholds, randoms):
 
 def usable(env, thresholds, randoms):
     """Whether scores can be normalised: the random policy is known and stays below the threshold."""
-    return randoms[env] is not None and thresholds[env] > randoms[env]
+    return None not in (thresholds[env], randoms[env]) and thresholds[env] > randoms[env]
 
 
 def compare_cells(runs, arms, rng, resamples):
@@ -263,7 +304,8 @@ def compare_pairs(base, treated, rng, resamples):
     """The differences treated - base of two tables of runs by seed, in each measure that all common seeds have."""
     common = sorted(set(base.index) & set(treated.index))
     for metric, sign in METRICS.items():
-        d = (treated.loc[common, metric] - base.loc[common, metric]).to_numpy(float)
+        b, t = (table.loc[common, metric].to_numpy(float) for table in (base, treated))
+        d = t - b
         if not len(d) or not np.isfinite(d).all():
             continue
         if metric == "failed":
@@ -272,13 +314,22 @@ def compare_pairs(base, treated, rng, resamples):
             low, high = math.nan, math.nan  # all are censored: that they are equal says nothing
         else:
             low, high = mean_interval(d, rng, resamples=resamples)
-        p, p_low, p_high = improvement(sign * d) if np.isfinite(low) or len(d) < 2 else (math.nan,) * 3
+        p = superiority(sign * b, sign * t) if np.isfinite(low) or len(d) < 2 else (math.nan,) * 3
         row = {"metric": metric, "seeds": len(d), "difference": d.mean(), "low": low, "high": high}
-        yield row | {"p_improvement": p, "p_low": p_low, "p_high": p_high}
+        row |= dict(zip(("p_improvement", "p_low", "p_high"), p, strict=True))
+        yield row | ({"p_value": flip_test(d, rng)} if metric in TESTED else {})
     if len(common) > 1:
-        worst, pair = lambda x: cvar(x[..., 0]), [x.loc[common, "final"].to_numpy()[:, None] for x in (base, treated)]
-        d, low, high = aggregate_difference(worst, "task", *pair, rng, resamples, 0.95)
+        pair = [[x.loc[common, "final"].to_numpy(float)] for x in (base, treated)]
+        d, low, high = aggregate("cvar", *pair, rng, resamples)
         yield {"metric": "cvar25", "seeds": len(common), "difference": d, "low": low, "high": high}
+
+
+def correct(differences):
+    """Add Holm's adjusted p values: the family is an arm's tests, those of TESTED in each of its tasks."""
+    differences["p_holm"] = math.nan
+    if "p_value" in differences:
+        for _, group in differences[differences.p_value.notna()].groupby("arm"):
+            differences.loc[group.index, "p_holm"] = holm(group.p_value)
 
 
 def compact_curves(runs, curves):
@@ -295,11 +346,15 @@ def compact_curves(runs, curves):
 
 
 def compare_collapse(runs, curves, rng, resamples):
-    """Of each arm on each task the collapse metrics: untrained, trained with its interval, trained with null labels."""
+    """Of each arm on each task the collapse metrics: untrained, trained with its interval, trained with null labels.
+
+    Trained is the last measurement; runs in which a metric is undefined there, as all are with one greedy action and
+    `etf_error` with two, are left out and counted: `defined` of `seeds`.
+    """
     rows = []
-    for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
+    for (env, algo, arm), group in runs[~runs.diverged].groupby(["env", "algo", "arm"], sort=False):
         for metric in COLLAPSE:
-            row = {"env": env, "algo": algo, "arm": arm, "metric": metric}
+            row = {"env": env, "algo": algo, "arm": arm, "metric": metric, "seeds": len(group)}
             for name, prefix, at in (
                 ("untrained", "collapse", 0),
                 ("trained", "collapse", -1),
@@ -308,25 +363,45 @@ def compare_collapse(runs, curves, rng, resamples):
                 values = logged(curves, group.index, f"{prefix}/{metric}", at)
                 row[name] = np.mean(values) if values else math.nan
                 if name == "trained":
+                    row["defined"] = len(values)
                     row["low"], row["high"] = mean_interval(values, rng, resamples=resamples)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def judge(scores, arms, rng, resamples):
-    """(aggregates, verdicts, controls): each arm against the baseline, what that says, and ACPG against the others."""
-    aggregates, verdicts, controls = [], [], []
-    for arm in arms[1:] if arms[0] == "baseline" else []:
-        rows, tasks, seeds = compare_aggregates(scores, arm, rng, resamples)
-        aggregates += rows
-        for claim in ("faster", "better", "more robust"):
-            part = [row for row in rows if row["claim"] == claim]
-            what = verdict(claim, part) if part and seeds >= VERDICT_SEEDS else "too few seeds"
-            verdicts.append((arm, claim, what, tasks, seeds))
+def judge(scores, arms, rng, args):
+    """(family, verdicts, exploratory): each arm against the baseline, what that says, and everything beside it."""
+    others = arms[1:] if arms[0] == "baseline" else []
+    level = 1 - 0.05 / (len(FAMILY) * max(1, len(others)))
+    family, verdicts, exploratory = [], [], []
+    for arm in others:
+        rows = compare_aggregates(scores, arm, rng, args.resamples, level=level)
+        exploratory += compare_aggregates(scores, arm, rng, args.resamples, family=EXPLORATORY)
+        family += rows
+        final = next((row for row in rows if row["measure"].startswith("final return, mean")), None)
+        learns = bool((scores.norm_final[scores.arm == arm] >= 0.5).any())
+        for claim in CLAIMS if rows else ():
+            what = f"none: fewer than {VERDICT_SEEDS} seeds"
+            if final["fewest_seeds"] >= VERDICT_SEEDS:
+                what = verdict(claim, [row for row in rows if row["claim"] == claim], final, args.margin, learns)
+            verdicts.append((arm, claim, what, final["tasks"], seeds_of(final)))
     for control in arms if "acpg" in arms else []:
         if control not in ("baseline", "acpg"):
-            controls += compare_aggregates(scores, "acpg", rng, resamples, against=control)[0]
-    return aggregates, verdicts, controls
+            exploratory += compare_aggregates(scores, "acpg", rng, args.resamples, against=control)
+    return family, verdicts, exploratory
+
+
+def seeds_of(row):
+    fewest, most = row["fewest_seeds"], row["most_seeds"]
+    return str(most) if fewest == most else f"{fewest} to {most}"
+
+
+def interquartile(scores):
+    """Of each algorithm and arm the IQM's trimming: the share of each environment's runs that it averages."""
+    for (algo, arm), group in scores.groupby(["algo", "arm"]):
+        for column in ("auc", "final"):
+            shares = dict(zip(sorted(group.env.unique()), survival(matrix(group, f"norm_{column}")), strict=True))
+            yield algo, arm, column, ", ".join(f"{env} {share:.0%}" for env, share in shares.items())
 
 
 # Text
@@ -348,13 +423,10 @@ def table(rows, header):
 
 
 def aggregate_table(rows):
-    measure = "measure (normalised: 0 random policy, 1 threshold)"
-    header = ("arm", "against", "claim", measure, "better if", "of the latter", "of the arm", "difference, 99.17 %")
-    words = [[row[key] for key in ("arm", "against", "claim", "measure")] for row in rows]
-    words = [[*w, "more" if row["more_is_better"] else "less"] for w, row in zip(words, rows, strict=True)]
-    numbers = [[number(row[key]) for key in ("of_against", "of_arm")] for row in rows]
-    last = [between(row["difference"], row["low"], row["high"]) for row in rows]
-    return table([(*w, *n, d) for w, n, d in zip(words, numbers, last, strict=True)], header)
+    header = ("arm", "against", "claim", "measure, in favour of the arm", "tasks", "seeds", "estimate", "level")
+    cells = [[row[key] for key in ("arm", "against", "claim", "measure", "tasks")] for row in rows]
+    ends = [(seeds_of(r), between(r["estimate"], r["low"], r["high"]), f"{100 * r['level']:.4g} %") for r in rows]
+    return table([(*c, *e) for c, e in zip(cells, ends, strict=True)], header)
 
 
 def missing_section(problems):
@@ -363,6 +435,15 @@ def missing_section(problems):
     what = "Their pairs are left out of every comparison, and they do not count as failures to learn"
     lines = [f"- {run.replace('__', ' ')}: {why}" for run, why in sorted(problems.items())]
     return [f"**Missing: {len(problems)} runs.** {what}.\n", "\n".join(lines) + "\n"]
+
+
+def diverged_section(runs):
+    if not runs.diverged.any():
+        return []
+    names = ", ".join(f"{r.env} {r.algo} {r.arm} {r.seed}" for r in runs[runs.diverged].itertuples())
+    return [
+        f"**Ended with a non-finite loss: {runs.diverged.sum()} runs**, which score 0, as the method failed: {names}.\n"
+    ]
 
 
 def notes_section(cells, thresholds, randoms):
@@ -388,23 +469,52 @@ def notes_section(cells, thresholds, randoms):
     return text
 
 
-def verdict_section(aggregates, verdicts, controls):
+def verdict_section(family, verdicts, exploratory, margin):
     text = ["## Verdicts\n"]
     if verdicts:
+        arms = list(dict.fromkeys(row["arm"] for row in family))
         text.append(
-            "Each claim from the intervals of the aggregate table, of 99.17 %: Bonferroni's correction of 95 % for "
-            f"the six comparisons of an arm. With fewer than {VERDICT_SEEDS} seeds there is none; tasks with fewer are "
-            "left out where others have more. All tasks count as many pairs as the one with the fewest.\n"
+            f"Drawn from {len(family)} comparisons, {len(FAMILY)} measures of {', '.join(arms)} against the baseline, "
+            "whose intervals are corrected for this family (Bonferroni). A task is a pair of environment and "
+            "algorithm; all weigh the same. Normalised: 0 is the random policy, 1 the threshold. Differences within "
+            f"{margin:g} count as none.\n"
         )
-        header = ("arm", "claim", "verdict", "tasks (environment x algorithm)", "seeds")
-        text.append(table([(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], header))
-        if aggregates:
-            text += ["![verdicts](report/verdicts.png)\n", aggregate_table(aggregates)]
+        text.append(
+            table(
+                [(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], ("arm", "claim", "verdict", "tasks", "seeds")
+            )
+        )
+        text += ["![verdicts](report/verdicts.png)\n", aggregate_table(family)]
     else:
         text.append("None: it takes a baseline, another arm, and an environment with a reward threshold.\n")
-    if controls:
-        what = "On the tasks that both have, in the same way, corrected for six comparisons each; no verdicts."
-        text += [f"### ACPG against the controls\n\n{what}\n", aggregate_table(controls)]
+    if exploratory:
+        what = "Each at its own level, not corrected together; no verdict rests on them."
+        text += [
+            f"### Exploratory: other measures, and ACPG against the controls\n\n{what}\n",
+            aggregate_table(exploratory),
+        ]
+    return text
+
+
+def wins_section(differences):
+    """Single tasks on which an arm differs beyond chance, wins and losses in one table."""
+    if "p_value" not in differences or differences.p_value.isna().all():
+        return []
+    text, tested = ["### Single tasks: wins and losses\n"], differences[differences.p_value.notna()]
+    for arm, group in tested.groupby("arm", sort=False):
+        found, rows = group[group.p_holm <= 0.05].sort_values("p_holm"), []
+        for d in found.itertuples():
+            side = "win" if d.difference > 0 else "loss"
+            rows.append((d.env, d.algo, d.metric, side, between(d.difference, d.low, d.high), number(d.p_holm)))
+        wins = int((found.difference > 0).sum())
+        smallest = number(2 * 0.5 ** group.seeds.max() * len(group))
+        text.append(
+            f"{arm}: {wins} wins and {len(found) - wins} losses in {len(group)} tests of final return and area "
+            "(sign-flip tests, Holm-corrected together at .05; the smallest p that so many seeds allow is "
+            f"{smallest}).\n"
+        )
+        if rows:
+            text.append(table(rows, ("environment", "algorithm", "measure", "", "difference, 95 %", "p, Holm")))
     return text
 
 
@@ -412,6 +522,11 @@ def across_section(scores, everywhere):
     if scores.empty:
         return []
     text = ["### Across environments\n"]
+    header = ("algorithm", "arm", "measure", "share of each environment's runs in the IQM")
+    text += [
+        "The IQM averages the middle half of all runs, and so may leave out tasks:\n",
+        table(interquartile(scores), header),
+    ]
     if left_out := sorted(set(scores.arm) - set(everywhere)):
         text.append(f"Arms without runs on every task are left out of the last two plots: {', '.join(left_out)}.\n")
     pictures = {"IQM": "aggregate", "profile": "profile", "efficiency": "efficiency"}
@@ -437,24 +552,36 @@ def learning_section(cells, differences):
         for d in differences.itertuples()
     ]
     header = ("environment", "algorithm", "arm", "measure", "pairs", "difference, 95 %")
-    return [*text, "### Differences from the baseline\n", table(rows, (*header, "probability of improvement, 95 %"))]
+    what = "### Exploratory: differences from the baseline\n\nAs measured, not corrected for their number.\n"
+    return [*text, what, table(rows, (*header, "probability of improvement, 95 %"))]
 
 
 def collapse_section(collapse, algos):
-    text = ["## Collapse\n\nGreedy labels. With two actions the ETF error is 0 whatever happens.\n"]
-    text += [f"![collapse, {algo}](report/collapse_{algo}.png)\n" for algo in algos]
-    rows = [
-        (c.env, c.algo, c.arm, COLLAPSE[c.metric], number(c.untrained), between(c.trained, c.low, c.high))
-        + (number(c.null),)
-        for c in collapse.itertuples()
+    text = [
+        "## Collapse\n\nGreedy labels. Trained: the last measurement, of runs in which the metric is defined there.\n"
     ]
-    header = ("environment", "algorithm", "arm", "metric (at collapse)", "untrained", "trained")
+    text += [f"![collapse, {algo}](report/collapse_{algo}.png)\n" for algo in algos]
+    rows = []
+    for c in collapse.itertuples():
+        counted, trained = f"{c.defined} of {c.seeds}", between(c.trained, c.low, c.high)
+        if not c.defined:
+            trained = "undefined"
+        if c.metric == "etf_error" and c.defined and c.trained < 1e-6 and c.null < 1e-6:
+            trained = "void: two actions"
+        row = (c.env, c.algo, c.arm, COLLAPSE[c.metric], number(c.untrained), trained, counted)
+        rows.append((*row, number(c.null) if c.defined else "-"))
+    header = ("environment", "algorithm", "arm", "metric (at collapse)", "untrained", "trained", "runs behind it")
     return [*text, table(rows, (*header, "trained, labels permuted"))]
 
 
-def reference_section(thresholds, randoms):
-    rows = [(env, number(randoms[env]), number(thresholds[env])) for env in thresholds]
-    header = ("environment", f"random policy, {REFERENCE_EPISODES} episodes", "reward threshold")
+def reference_section(thresholds, randoms, cache):
+    entries = {key.partition(" ")[0]: entry for key, entry in cache.items()}
+    rows = [
+        (env, number(randoms[env]), number(entries[env]["standard_error"]), entries[env]["episodes"])
+        for env in thresholds
+    ]
+    rows = [(*row, number(thresholds[row[0]])) for row in rows]
+    header = ("environment", "random policy", "standard error", "episodes", "reward threshold")
     return ["## References\n", table(rows, header)]
 
 
@@ -472,23 +599,24 @@ def write(folder, args, runs, curves, problems, settings):
     runs, efficiency = score(runs, returns, thresholds, randoms)
     runs.to_csv(out / "runs.csv", index=False, float_format="%.6g")
     cells, differences = compare_cells(runs, arms, rng, args.resamples)
+    correct(differences)
     cells.to_csv(out / "cells.csv", index=False, float_format="%.6g")
     differences.to_csv(out / "differences.csv", index=False, float_format="%.6g")
     compact_curves(runs, curves).to_csv(out / "curves.csv", index=False, float_format="%.5g")
     collapse = compare_collapse(runs, curves, rng, args.resamples)
     collapse.to_csv(out / "collapse.csv", index=False, float_format="%.6g")
-    scores, aggregates, verdicts, controls, everywhere = runs[runs.norm_final.notna()], [], [], [], {}
+    scores, family, verdicts, exploratory, everywhere = runs[runs.norm_final.notna()], [], [], [], {}
     if not scores.empty:
-        aggregates, verdicts, controls = judge(scores, arms, rng, args.resamples)
-        if aggregates:
-            plot_verdicts(aggregates, colours, out / "verdicts.png")
+        family, verdicts, exploratory = judge(scores, arms, rng, args)
+        if family:
+            plot_verdicts(family, args.margin, colours, out / "verdicts.png")
         table_iqm = plot_aggregate(scores, colours, rng, args.resamples, out / "aggregate.png")
         table_iqm.to_csv(out / "iqm.csv", index=False, float_format="%.6g")
         tasks = scores.groupby("arm")[["env", "algo"]].apply(lambda x: len(x.drop_duplicates()))
         everywhere = {arm: colour for arm, colour in colours.items() if tasks.get(arm) == tasks.max()}
         plot_profile(scores, efficiency, everywhere, rng, args.resamples, out)
     columns = ["arm", "against", "claim", "measure"]
-    frame = pd.DataFrame(aggregates + controls, columns=None if aggregates or controls else columns)
+    frame = pd.DataFrame(family + exploratory, columns=None if family or exploratory else columns)
     frame.to_csv(out / "aggregates.csv", index=False, float_format="%.6g")
     frame = pd.DataFrame(verdicts, columns=["arm", "claim", "verdict", "tasks", "seeds"])
     frame.to_csv(out / "verdicts.csv", index=False)
@@ -500,10 +628,11 @@ def write(folder, args, runs, curves, problems, settings):
         "benchmark/report.py`; docs/benchmark.md explains every number. Differences are arm minus baseline, paired by "
         "seed. Intervals are of 95 % unless another level is given.\n"
     ]
-    text += missing_section(problems) + notes_section(cells, thresholds, randoms)
-    text += verdict_section(aggregates, verdicts, controls) + across_section(scores, everywhere)
+    text += missing_section(problems) + diverged_section(runs) + notes_section(cells, thresholds, randoms)
+    text += verdict_section(family, verdicts, exploratory, args.margin) + wins_section(differences)
+    text += across_section(scores, everywhere)
     text += learning_section(cells, differences) + collapse_section(collapse, runs.algo.unique())
-    (folder / "report.md").write_text("\n".join(text + reference_section(thresholds, randoms)))
+    (folder / "report.md").write_text("\n".join(text + reference_section(thresholds, randoms, cache)))
     return verdicts
 
 
@@ -514,6 +643,8 @@ def main():
         fail(f"{folder} is no folder; give the one that benchmark.sh wrote to")
     if not 2000 <= args.resamples <= 10**7:
         fail(f"--resamples must lie between 2000 and 10000000, got {args.resamples}")
+    if not 0 < args.margin <= 1:
+        fail(f"--margin must lie above 0 and at most at 1, got {args.margin}")
     if not 0 <= args.seed < 2**32:
         fail(f"--seed must lie between 0 and {2**32 - 1}, got {args.seed}")
     warnings.filterwarnings("ignore", message="Precision loss occurred")

@@ -39,6 +39,7 @@ import tyro
 
 from reading import (
     PACKED,
+    VERDICT_SEEDS,
     Damaged,
     finished_record,
     read_manifest,
@@ -88,6 +89,8 @@ class Args:
     """flags for all scripts, written with =, such as --extra="--num-envs 8 --gamma 0.98" """
     arms: list[str] = field(default_factory=lambda: ["baseline", "acpg"])
     """arms: baseline, acpg, or NAME=BASE:FLAGS, such as random=acpg:--action-layer=random"""
+    threshold: list[str] = field(default_factory=list)
+    """what counts as solved in the report, as ENV=VALUE; for environments without a threshold of their own"""
     quick: bool = False
     """all algorithms on CartPole, 3 seeds, 100,000 steps, unless told otherwise"""
     print: bool = False
@@ -178,6 +181,12 @@ def settle(args):
         args.total_timesteps = 100_000
     args.algos, args.envs = list(dict.fromkeys(args.algos)), list(dict.fromkeys(args.envs))
     args.seeds = sorted(set(args.seeds))
+    for word in args.threshold:
+        env_id, _, value = word.rpartition("=")
+        with contextlib.suppress(ValueError):
+            if env_id in args.envs and abs(float(value)) < 1e300:
+                continue
+        fail(f"--threshold {word}: give ENV=VALUE for one of --envs, such as {args.envs[0]}=200")
 
 
 def read_arms(arms):
@@ -485,9 +494,10 @@ def submitted(out):
     return ""
 
 
-def write_report(out):
+def write_report(out, thresholds):
     """Ends with the status of report.py, which may import what --envs named."""
     report = [sys.executable, str(ROOT / "benchmark" / "report.py"), str(out), "--import-modules"]
+    report += ["--threshold", *thresholds] if thresholds else []
     return subprocess.run(report, check=False).returncode
 
 
@@ -512,6 +522,11 @@ def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     settle(args)
     jobs = plan(args)
+    if args.quick and len(args.seeds) < VERDICT_SEEDS:
+        print(
+            f"--quick: {len(args.seeds)} seeds show that everything works; verdicts take {VERDICT_SEEDS}",
+            file=sys.stderr,
+        )
     if args.print:
         print("\n".join(one_command(job) for job in jobs))
         return
@@ -533,7 +548,7 @@ def main():
         fail(f"{error}; remove or restore it")
     except OSError as error:
         fail(f"--out {args.out} cannot be written: {error}")
-    status = 0 if args.runs_only else write_report(args.out)
+    status = 0 if args.runs_only else write_report(args.out, args.threshold)
     if failed:
         fail(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(map(describe, failed))}; see {args.out / 'logs'}")
     sys.exit(status)

@@ -10,6 +10,7 @@ gradient, with exact values, and measures AC1 to AC3 against the true optimal ac
 conditions away. docs/action_collapse.md has the definitions.
 """
 
+import csv
 import math
 import sys
 import time
@@ -23,7 +24,7 @@ import tyro
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
 from environments.ideal_cliff import IdealCliffWalking  # noqa: E402
 from evaluate import check_numbers, optimal_actions, optimal_values, transition_tables  # noqa: E402
 from ppo_acpg import collapse_metrics, simplex_etf  # noqa: E402
@@ -49,6 +50,7 @@ LAYERS = {"learned": 64, "etf": 64, "random": 64, "random, d = 4": 4}  # and the
 # What counts as collapse. With permuted labels they read .3 to .7, 1 to 19, and .66 to .89 (results/emergence).
 THRESHOLDS = {"alignment": 0.99, "variability_quotient": 0.01, "etf_error": 0.05}
 AC = {"alignment": "AC1", "variability_quotient": "AC2", "etf_error": "AC3"}
+NAMES = {"learned": "baseline", "etf": "acpg"}  # what such a layer is in the scripts, and in the pictures
 
 
 @dataclass
@@ -71,6 +73,8 @@ class Args:
     """state-action pairs per step, where the gradient is sampled"""
     out: Path = ROOT / "results" / "emergence"
     """folder of the tables and figures"""
+    report_only: bool = False
+    """only draw the figure, from emergence.csv"""
 
 
 class Policies(nn.Module):
@@ -205,23 +209,26 @@ def judge(metric, values):
 
 
 def draw(results, path):
-    """The three metrics of every cell and layer, as points with intervals on a logarithmic distance from collapse."""
-    import matplotlib
+    """The three metrics of every cell and layer, as points with intervals on a logarithmic distance from collapse.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    Of an interval that reaches zero, which such an axis cannot show, only the upper half is drawn, with an arrow."""
+    from plots import colours_of, plt, save
 
     cells, layers = (list(dict.fromkeys(key[i] for key in results)) for i in (0, 1))
-    colours = dict(zip(layers, ("#0072B2", "#D55E00", "#CC79A7", "#009E73"), strict=False))
+    names = [NAMES.get(layer, layer) for layer in layers]
+    colours = dict(zip(layers, colours_of(names).values(), strict=True))
     figure, grid = plt.subplots(1, 3, figsize=(14, 1.6 + 0.5 * len(cells)), sharey=True, layout="constrained")
     for axes, (metric, name) in zip(grid, AC.items(), strict=True):
         for (cell, layer), rows in results.items():
             values = np.array([row[metric] for row in rows])
-            values = 1 - values if metric == "alignment" else values
-            mean, low, high = (max(x, 1e-6) for x in interval(values))
+            mean, low, high = interval(1 - values if metric == "alignment" else values)
             y = cells.index(cell) - 0.3 + 0.6 * (layers.index(layer) + 0.5) / len(layers)
-            axes.plot([low, high], [y, y], color=colours[layer], linewidth=4, alpha=0.4)
-            axes.plot(mean, y, "o", color=colours[layer], label=layer if cell == cells[0] else None)
+            at, style = max(mean, 1e-6), {"color": colours[layer], "linewidth": 4, "alpha": 0.4}
+            axes.plot([low if low > 1e-6 else at, max(high, 1e-6)], [y, y], **style)
+            if not low > 1e-6:
+                axes.annotate("", (at / 4, y), (at, y), arrowprops={"arrowstyle": "->", "color": colours[layer]})
+            label = NAMES.get(layer, layer) if cell == cells[0] else None
+            axes.plot(at, y, "o", color=colours[layer], label=label)
         bound = 1 - THRESHOLDS[metric] if metric == "alignment" else THRESHOLDS[metric]
         axes.axvline(bound, color="grey", linestyle=":")
         axes.set_xscale("log")
@@ -229,8 +236,17 @@ def draw(results, path):
         axes.set_yticks(range(len(cells)), cells)
         axes.grid(alpha=0.25)
     grid[0].invert_yaxis()
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(layers), frameon=False)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
+
+
+def read_results(path):
+    """What `draw` needs of emergence.csv: {(cell, layer): [a dict for each seed]}."""
+    results = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = {metric: float(row[metric]) for metric in AC}
+            results.setdefault((row["cell"], row["layer"]), []).append(numbers)
+    return results
 
 
 def main():
@@ -245,6 +261,13 @@ def main():
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SystemExit(f"error: --out {args.out} cannot be written: {error.strerror}; choose another") from error
+    if args.report_only:
+        try:
+            draw(read_results(args.out / "emergence.csv"), args.out / "emergence.png")
+        except OSError as error:
+            why = f"{error.filename}: {error.strerror}; drop --report-only"
+            raise SystemExit(f"error: --out {args.out}: {why}") from error
+        return
     results, start = {}, time.perf_counter()
     names = [*AC, "mean_weight_cosine", "null_alignment", "null_variability_quotient", "null_etf_error"]
     lines = [

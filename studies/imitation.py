@@ -28,7 +28,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
-from emergence import AC, interval, judge  # noqa: E402
+from emergence import AC, NAMES, interval, judge  # noqa: E402
 from evaluate import Args as Evaluation  # noqa: E402
 from evaluate import check_numbers, load, play  # noqa: E402
 from reading import finished_record  # noqa: E402
@@ -213,11 +213,12 @@ def table(results):
 
 def draw_training(results, path):
     """AC1 to AC3 over training, as distances from collapse: a column for each task and feature, a colour a layer."""
-    from plots import COLOURS, plt, save, style
+    from plots import colours_of, plt, save, style
 
     style()
     columns = list(dict.fromkeys((task, features) for task, _, features, _ in results))
-    colours = dict(zip(LAYERS, COLOURS, strict=False))
+    names = [NAMES.get(layer, layer) for layer in LAYERS]
+    colours = dict(zip(LAYERS, colours_of(names).values(), strict=True))
     size = (1 + 2.4 * len(columns), 8)
     figure, grid = plt.subplots(3, len(columns), figsize=size, squeeze=False, layout="constrained", sharex=True)
     for (task, layer, features, name), steps in results.items():
@@ -227,9 +228,9 @@ def draw_training(results, path):
                 if key == metric or (layer, name) == ("etf", SETS[0]):
                     x = np.array([interval([row[key] for row in steps[step]])[0] for step in at])
                     x = 1 - x if metric == "alignment" else x
-                    own = {"color": colours[layer], "label": f"{layer}, {name}"}
+                    own = {"color": colours[layer], "label": f"{NAMES.get(layer, layer)}, {name}"}
                     if key != metric:
-                        own = {"color": "grey", "label": "etf, labels permuted"}
+                        own = {"color": "grey", "label": "acpg, labels permuted"}
                     if np.isfinite(x).any():
                         axes.plot(at, x, style_of, **own)
     for row, metric in zip(grid, AC, strict=True):

@@ -1,9 +1,9 @@
-"""How often the intervals of intervals.py hold the truth at ten values: the tables in docs/benchmark.md.
+"""How often the intervals of benchmark/intervals.py hold the truth at ten values: results/coverage.
 
     python studies/interval_coverage.py
     python studies/interval_coverage.py --tasks 4 --trials 500 --resamples 500
 
-Prints markdown, for means of samples and for the aggregates of whole sweeps; takes about an hour.
+For means of samples and for the measures of whole sweeps; takes about an hour.
 """
 
 import sys
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import tyro
 from scipy import stats
 
@@ -30,6 +31,8 @@ class Args:
     """sweeps of each kind"""
     resamples: int = 1000
     """bootstrap resamples"""
+    out: Path = ROOT / "results" / "coverage"
+    """folder of coverage.md"""
 
 
 SAMPLES = {
@@ -54,7 +57,9 @@ METHODS = {
 
 
 def of_means(trials=5000):
-    print(f"| distribution | {' | '.join(METHODS)} |\n|{'---|' * (1 + len(METHODS))}")
+    """Lines of a table: how often nominal 95 % intervals of a mean held it."""
+    yield f"| distribution | {' | '.join(METHODS)} |"
+    yield f"|{'---|' * (1 + len(METHODS))}"
     for name, (draw, truth) in SAMPLES.items():
         rng, held = np.random.default_rng(0), np.zeros(len(METHODS))
         for _ in range(trials):
@@ -62,7 +67,7 @@ def of_means(trials=5000):
             for i, method in enumerate(METHODS.values()):
                 low, high = method(x, rng)
                 held[i] += low <= truth <= high
-        print(f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in held / trials)} |", flush=True)
+        yield f"| {name} | {' | '.join(f'{100 * share:.1f} %' for share in held / trials)} |"
 
 
 def scores(skewed, shape, arm, rng):
@@ -74,38 +79,69 @@ def scores(skewed, shape, arm, rng):
     return mean + 0.05 * arm + (1 - 0.3 * arm) * spread * noise
 
 
-def of_aggregates(tasks, skewed, level=0.95, trials=500, resamples=1000, rng=None):
-    """(ours, percentile bootstrap): for each of intervals.AGGREGATES how often the interval of its difference held the
-    truth.
+def sweeps(kind, tasks, rng):
+    """Draws the scores of a sweep of ten seeds, two lists of arrays (10,), one for each task: synthetic ones of arms
+    that differ in mean and spread, or of `runs`, pairs of those that are committed."""
+    if kind == "runs":
+        table = pd.read_csv(ROOT / "results" / "benchmark" / "report" / "runs.csv")
+        groups = list(table.groupby(["env", "algo"]))[:tasks]
+        tables = [group.pivot(index="seed", columns="arm", values="norm_final") for _, group in groups]
+        populations = [table[["baseline", "acpg"]].dropna().to_numpy() for table in tables]
 
-    The truth is the measure's expectation at ten seeds.
-    """
+        def draw():
+            chosen = [x[rng.integers(len(x), size=10)] for x in populations]
+            return [x[:, 0] for x in chosen], [x[:, 1] for x in chosen]
+
+        return draw
+    return lambda: [list(scores(kind == "gamma", (10, tasks), arm, rng).T) for arm in (0, 1)]
+
+
+def of_aggregates(tasks, kind, level=0.95, trials=500, resamples=1000, rng=None):
+    """For each measure of intervals.FAMILY, and each exploratory one, how often the interval of its difference held
+    the truth: the measure's expectation at ten seeds."""
     rng = rng or np.random.default_rng(0)
-    big = [scores(skewed, (20000, 10, tasks), arm, rng) for arm in (0, 1)]
-    held = np.zeros((2, len(intervals.AGGREGATES)))
-    for i, (_, _, statistic, _, _, kind) in enumerate(intervals.AGGREGATES):
-        truth = np.mean(statistic(big[1])) - np.mean(statistic(big[0]))
+    draw, measures = sweeps(kind, tasks, rng), [row[3] for row in (*intervals.FAMILY, *intervals.EXPLORATORY)]
+    held = np.zeros(len(measures))
+    for i, measure in enumerate(measures):
+        truth = np.mean([intervals.aggregate(measure, *draw(), rng, 2)[0] for _ in range(3000)])
         for _ in range(trials):
-            pair = [scores(skewed, (10, tasks), arm, rng) for arm in (0, 1)]
-            _, low, high = intervals.aggregate_difference(statistic, kind, *pair, rng, resamples, level)
-            held[0, i] += low <= truth <= high
-            draws = [statistic(x) for x in intervals.resampled(pair, rng, resamples)]
-            low, high = np.quantile(draws[1] - draws[0], [(1 - level) / 2, (1 + level) / 2])
-            held[1, i] += low <= truth <= high
+            _, low, high = intervals.aggregate(measure, *draw(), rng, resamples, level)
+            held[i] += low <= truth <= high
     return held / trials
+
+
+def of_measures(args):
+    """Lines of a table: how often the intervals of the report's measures held their expectation."""
+    names = [row[1] for row in (*intervals.FAMILY, *intervals.EXPLORATORY)]
+    yield f"| tasks, scores, level | {' | '.join(names)} |"
+    yield f"|{'---|' * (1 + len(names))}"
+    for tasks in args.tasks:
+        for kind in ("normal", "gamma", "runs"):
+            for level in (0.95, 1 - 0.05 / len(intervals.FAMILY)):
+                held = of_aggregates(tasks, kind, level, args.trials, args.resamples)
+                what = f"{tasks}, {kind}, {100 * level:.4g} %"
+                yield f"| {what} | {' | '.join(f'{100 * share:.1f} %' for share in held)} |"
 
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     check_numbers(args, tasks=(1, 1000), samples=(2, 10**7), trials=(2, 10**7), resamples=(50, 10**6))
-    of_means(args.samples)
-    names = [row[1] for row in intervals.AGGREGATES]
-    print(f"\n| tasks, scores | {' | '.join(names)} |\n|{'---|' * (1 + len(names))}")
-    for tasks in args.tasks:
-        for skewed in (False, True):
-            ours, plain = of_aggregates(tasks, skewed, trials=args.trials, resamples=args.resamples)
-            cells = [f"{100 * a:.1f} % ({100 * b:.1f} %)" for a, b in zip(ours, plain, strict=True)]
-            print(f"| {tasks}, {'gamma' if skewed else 'normal'} | {' | '.join(cells)} |", flush=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: --out {args.out} cannot be written: {error.strerror}; choose another")
+    lines = [
+        "# How often the intervals hold the truth at ten seeds",
+        "",
+        f"Written by `python studies/interval_coverage.py`, of {args.samples} samples and {args.trials} sweeps a row.",
+        "The mean of ten values, nominal 95 %:",
+        "",
+    ]
+    for part in (of_means(args.samples), ["", "Measures of the report:", ""], of_measures(args)):
+        for line in part:
+            print(line, flush=True)
+            lines.append(line)
+    (args.out / "coverage.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ import numpy as np
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
 from evaluate import check_numbers  # noqa: E402
 
 RUNS = ROOT / "runs" / "learning"
@@ -214,13 +214,10 @@ def collapse_table(studies):
 
 def draw(studies, path):
     """The learning curve of each run, as running means over a twentieth of it; a panel a task, a colour an arm."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from plots import COLOURS, plt
 
     tasks, arms = (list(dict.fromkeys(name.rpartition(", ")[part] for name, _ in studies)) for part in (0, 2))
-    colours = {"baseline": "tab:blue", "ACPG": "tab:orange"}
+    colours = {"baseline": COLOURS["baseline"], "ACPG": COLOURS["acpg"], "random rows": COLOURS["random"]}
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3), layout="constrained", squeeze=False)
     for name, records in studies:
         task, _, arm = name.rpartition(", ")
