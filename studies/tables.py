@@ -1,0 +1,132 @@
+"""Write the tables of README.md that stand in committed CSVs, or check that they are what the CSVs say.
+
+python studies/tables.py            # writes them between their <!-- table NAME --> and <!-- end -->
+python studies/tables.py --check    # changes nothing; says which differ, and fails if any does
+"""
+
+import csv
+import re
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
+
+
+@dataclass
+class Args:
+    check: bool = False
+    """only compare"""
+
+
+def read(path):
+    with open(RESULTS / path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def short(x, digits=3):
+    """A number as tables have it: three digits behind the point where it is below one, without the zero before."""
+    x = float(x)
+    if abs(x) >= 1000:
+        return f"{x:,.0f}"
+    text = f"{x:.{digits}f}" if abs(x) < 1 else f"{x:.{digits}g}"
+    return re.sub(r"^(-?)0\.", r"\1.", text)
+
+
+def between(row):
+    return f"{short(row['difference'])} [{short(row['low'])}, {short(row['high'])}]"
+
+
+def table(header, rows):
+    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def benchmark():
+    """The six comparisons of ACPG with its baseline that the first benchmark's verdicts drew on."""
+    verdicts = {row["claim"]: row["verdict"] for row in read("benchmark/report/verdicts.csv") if row["arm"] == "acpg"}
+    lines, before = [], None
+    for row in read("benchmark/report/aggregates.csv"):
+        if (row["arm"], row["against"]) == ("acpg", "baseline"):
+            claim, before = row["claim"] if row["claim"] != before else "", row["claim"]
+            numbers = [short(row["of_against"]), short(row["of_arm"]), between(row)]
+            lines.append([claim, row["measure"], *numbers, verdicts[claim] if claim else ""])
+    header = ["claim of the paper", "measure", "baseline", "ACPG"]
+    return table([*header, "difference, 95 % interval corrected for six comparisons", "verdict"], lines)
+
+
+MORE_IS_BETTER = {"final": 1, "best": 1, "auc": 1, "cvar25": 1, "steps_to_threshold": -1, "drawdown": -1, "failed": -1}
+MEASURES = {"final": "final return", "best": "best return", "auc": "area under the curve", "drawdown": "drawdown"}
+MEASURES |= {"cvar25": "worst quarter of the seeds", "steps_to_threshold": "steps to the threshold"}
+MEASURES |= {"failed": "failure rate"}
+
+
+def single_tasks():
+    """All measures of single tasks whose interval excludes zero, wins and losses."""
+    lines = []
+    for row in read("benchmark/report/differences.csv"):
+        if row["arm"] == "acpg" and row["low"] and float(row["low"]) * float(row["high"]) > 0:
+            ahead = float(row["difference"]) * MORE_IS_BETTER[row["metric"]] > 0
+            what = [f"{row['algo'].upper()}, {row['env']}", MEASURES[row["metric"]], between(row)]
+            lines.append([*what, "ahead" if ahead else "**behind**"])
+    lines.sort(key=lambda line: line[-1])
+    return table(["task", "measure", "ACPG minus baseline, 95 %, not corrected", "ACPG is"], lines[::-1])
+
+
+def emergence():
+    """What the ideal environment says, means over seeds."""
+    metrics = ("alignment", "variability_quotient", "etf_error")
+
+    def means(cell, layer, folder="", prefix=""):
+        path = Path("emergence") / folder / "emergence.csv"
+        rows = [row for row in read(path) if (row["cell"], row["layer"]) == (cell, layer)]
+        return [f"{statistics.fmean(float(row[prefix + metric]) for row in rows):.3g}" for metric in metrics]
+
+    rows = [
+        ["labels permuted", *means("ideal", "learned", prefix="null_")],
+        ["the paper's conditions, learned layer", *means("ideal", "learned")],
+        ["the same, fixed ETF", *means("ideal", "etf")],
+        ["and equal gaps: all wrong actions equally bad, learned layer", *means("equal gaps", "learned")],
+        ["the same, fixed ETF", *means("equal gaps", "etf")],
+        ["the same at scale 3, learned layer", *means("equal gaps", "learned", "scale_3")],
+        ["the same, fixed ETF", *means("equal gaps", "etf", "scale_3")],
+    ]
+    header = ["AC1: alignment (at least .99)", "AC2: variability (at most .01)", "AC3: ETF error (at most .05)"]
+    return table(["", *header], rows)
+
+
+TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence}
+PLACE = re.compile(r"<!-- table (.+?) -->\n(.*?)\n?<!-- end -->", re.DOTALL)
+
+
+def fill(text):
+    """The text with its tables as the CSVs have them. Raises KeyError for a name that is none of TABLES."""
+    return PLACE.sub(
+        lambda place: "\n".join([f"<!-- table {place[1]} -->", "", *TABLES[place[1]](), "", "<!-- end -->"]), text
+    )
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    different = []
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text()
+        try:
+            filled = fill(text)
+        except KeyError as error:
+            sys.exit(f"error: {name} has a table {error}; there are {', '.join(TABLES)}")
+        if filled != text:
+            different.append(name)
+            if not args.check:
+                (ROOT / name).write_text(filled)
+                print(f"{name} written")
+    if args.check and different:
+        sys.exit(f"error: tables of {', '.join(different)} differ from the CSVs; run python studies/tables.py")
+
+
+if __name__ == "__main__":
+    main()
