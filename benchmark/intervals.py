@@ -333,3 +333,93 @@ def mean_band(curves):
     mean = curves.mean(0) if len(curves) else np.full(POINTS, math.nan)
     half = stats.t.ppf(0.975, len(curves) - 1) * stats.sem(curves) if len(curves) > 1 else np.full(POINTS, math.nan)
     return mean, mean - half, mean + half
+
+
+# Sensitivity to a hyperparameter. `grid` is a list over tasks of a list over rates of an arm's scores (n,): per-run
+# normalised areas, clipped to [0, 1] so that no single failure outweighs the rest. After Adkins et al. 2024.
+
+
+def grid_means(grid):
+    """(tasks, rates): each cell's mean score."""
+    return np.array([[np.mean(cell) for cell in task] for task in grid])
+
+
+def split_halves(grid):
+    """Two grids, of every other run."""
+    return [[[cell[start::2] for cell in task] for task in grid] for start in (0, 1)]
+
+
+def best_rates(grid):
+    """(score at the best rate of each task, at the best rate for all), means over tasks.
+
+    Rates are chosen on one half of the runs and scored on the other, swapped and averaged: a maximum over noisy means
+    would flatter the noisier arm. Takes two runs a cell.
+    """
+    first, second = map(grid_means, split_halves(grid))
+    scores = []
+    for chosen, scored in ((first, second), (second, first)):
+        own = np.take_along_axis(scored, chosen.argmax(1)[:, None], axis=1).mean()
+        scores.append((own, scored[:, chosen.mean(0).argmax()].mean()))
+    return np.mean(scores, axis=0)
+
+
+def one_for_all(grid):
+    """What one rate for all tasks loses against the best for each."""
+    own, common = best_rates(grid)
+    return float(own - common)
+
+
+def plateau(grid, rates, share=0.9):
+    """Mean over tasks of the decades of the rate over which the mean score, linear in its logarithm between the
+    grid's rates, is at least `share` of the task's best."""
+    x, widths = np.log10(rates), []
+    for means in grid_means(grid):
+        fine = np.unique(np.concatenate([np.linspace(*ends, 201) for ends in zip(x[:-1], x[1:], strict=True)]))
+        good = np.interp(fine, x, means) >= share * means.max() - 1e-12
+        widths.append((np.diff(fine) * (good[:-1] & good[1:])).sum())
+    return float(np.mean(widths))
+
+
+SENSITIVITY = {
+    "mean over the grid": lambda grid, rates: float(grid_means(grid).mean()),
+    "best rate of each task": lambda grid, rates: float(best_rates(grid)[0]),
+    "worst rate": lambda grid, rates: float(grid_means(grid).min(1).mean()),
+    "lost by one rate for all tasks": lambda grid, rates: one_for_all(grid),
+    "plateau, decades": plateau,
+}
+
+
+def resample_grid(grid, rng):
+    """The grid with each cell's runs drawn anew, each half of `one_for_all` from its own runs."""
+    drawn = []
+    for task in grid:
+        cells = [np.asarray(cell, dtype=float) for cell in task]
+        new = [np.empty_like(cell) for cell in cells]
+        for cell, copy in zip(cells, new, strict=True):
+            for start in (0, 1):
+                half = cell[start::2]
+                copy[start::2] = half[rng.integers(len(half), size=len(half))] if len(half) else half
+        drawn.append(new)
+    return drawn
+
+
+def compare_sensitivity(base, treated, rates, rng, resamples=1000, level=0.95):
+    """Rows: each measure of SENSITIVITY of two arms' grids, and the difference treated - base with its interval.
+
+    Of the mean over the grid that of `stratified_mean` over all cells, runs paired by their order; of the others the
+    bootstrap's percentiles, seeds drawn within each task and rate, which at few seeds are too narrow; NaN where a cell
+    has fewer than four runs. An arm that learns nowhere is as bad at every rate: read plateaus beside the best rate.
+    """
+    few = min(len(cell) for grid in (base, treated) for task in grid for cell in task) < 4
+    draws = [(resample_grid(base, rng), resample_grid(treated, rng)) for _ in range(resamples)]
+    for name, measure in SENSITIVITY.items():
+        own, other = measure(treated, rates), measure(base, rates)
+        if few:
+            low = high = math.nan
+        elif name == "mean over the grid":
+            cells = [t - b for one, two in zip(base, treated, strict=True) for b, t in zip(one, two, strict=True)]
+            low, high = stratified_mean(cells, rng, level)[1:]
+        else:
+            differences = [measure(t, rates) - measure(b, rates) for b, t in draws]
+            low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+        yield {"measure": name, "base": other, "treated": own, "difference": own - other, "low": low, "high": high}

@@ -146,7 +146,7 @@ def plot_verdicts(rows, margin, colours, path):
     axes.set_ylim(len(rows) - 0.5, -0.5)
     level = f"{100 * rows[0]['level']:.4g} % interval"
     axes.set_xlabel(
-        f"\N{LEFTWARDS ARROW} baseline better    {level}, grey: counts as none    arm better \N{RIGHTWARDS ARROW}"
+        f"\N{LEFTWARDS ARROW} baseline better    arm better \N{RIGHTWARDS ARROW}\n{level}s; grey counts as none"
     )
     save(figure, path)
 

@@ -5,6 +5,7 @@
     bash benchmark.sh --algos ppo --envs my_package:MyEnv-v0 --total-timesteps 200000 --num-seeds 5 --out my_results
     bash benchmark.sh --algos ppo --arms baseline acpg random=acpg:--action-layer=random
     bash benchmark.sh --extra="--checkpoint-interval 50"   # long runs go on after a stop
+    bash benchmark.sh --study benchmark/small.toml         # tuning, report seeds and report, as a file says
     bash benchmark.sh --print | parallel --jobs 32     # anywhere, in any order
     bash benchmark.sh --slurm --slurm-args="--partition=cpu --time=1:00:00"
 
@@ -71,6 +72,8 @@ BOUNDS = {"num_seeds": (1, 10**5), "seeds": (0, 2**32 - 1), "total_timesteps": (
 
 @dataclass
 class Args:
+    study: Path | None = None
+    """a study file, which says all but --out (default: results/ and its name), --jobs, --print and --slurm"""
     algos: list[str] = field(default_factory=lambda: list(ALGOS[:3]))
     """algorithms, of ppo, a2c, reinforce and trpo"""
     envs: list[str] | None = None
@@ -441,8 +444,9 @@ def sweep(args, jobs, packed):
     return failed
 
 
-def submit(args, jobs):
-    """One SLURM job array over the commands, and a report job that waits for all of it to end, well or not."""
+def submit(args, jobs, then=None):
+    """One SLURM job array over the commands, and a job that waits for all of it to end, well or not: the report, or the
+    command `then`."""
     if shutil.which("sbatch") is None:
         fail("--slurm needs SLURM's sbatch on the PATH; --print lists the commands for other schedulers")
     out = args.out.resolve()
@@ -454,7 +458,7 @@ def submit(args, jobs):
     task = f'awk "NR % {tasks} == $SLURM_ARRAY_TASK_ID % {tasks}" {shlex.quote(str(commands))}'
     task += ' | { status=0; while read -r line; do bash -c "$line" </dev/null || status=1; done; exit $status; }'
     settled = dataclasses.replace(args, slurm=False, slurm_args="", quick=False, num_seeds=None, out=out)
-    report = [sys.executable, str(Path(__file__).resolve()), *as_flags(settled), "--report-only"]
+    report = then or [sys.executable, str(Path(__file__).resolve()), *as_flags(settled), "--report-only"]
     common = ["sbatch", "--parsable", "--ntasks=1", "--cpus-per-task=1", *split("--slurm-args", args.slurm_args)]
     array = [*common, f"--array=1-{tasks}", "--job-name=acpg", f"--output={out / 'logs' / 'slurm-%A_%a.out'}"]
     ids = []
@@ -474,7 +478,7 @@ def submit(args, jobs):
 def as_flags(args):
     """The words of a command line that mean `args`."""
     words = []
-    for name, value in vars(args).items():
+    for name, value in as_dict(args).items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, list):
             words += [flag, *map(str, value)]
@@ -518,8 +522,33 @@ def claim(out):
     return lock
 
 
+def run_study(args):
+    """What benchmark/study.py does, unless options say what the study's file does."""
+    own = ("study", "out", "jobs", "print", "slurm", "slurm_args")
+    different = [k for k, value in as_dict(Args()).items() if k not in own and getattr(args, k) != value]
+    if different:
+        fail(f"--{different[0].replace('_', '-')}: a study's file says that; drop it or --study")
+    low, high = BOUNDS["jobs"]
+    if not low <= args.jobs <= high:
+        fail(f"--jobs must lie between {low} and {high}, got {args.jobs}")
+    import study  # which imports this module
+
+    try:
+        study.main(args)
+    except Damaged as error:
+        fail(f"{error}; remove or restore it")
+    except OSError as error:
+        fail(f"--out {args.out} cannot be written: {error}")
+
+
+def as_dict(args):
+    return {own.name: getattr(args, own.name) for own in dataclasses.fields(args)}
+
+
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    if args.study:
+        return run_study(args)
     settle(args)
     jobs = plan(args)
     if args.quick and len(args.seeds) < VERDICT_SEEDS:

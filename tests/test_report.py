@@ -672,3 +672,55 @@ def test_wins_and_losses_stand_in_one_table(tmp_path):
     frame = pd.read_csv(tmp_path / "report" / "differences.csv")
     tested = frame[frame.p_value.notna()]
     assert len(tested) == 4 and np.allclose(tested.p_holm, 4 * 2 / 2**12, rtol=1e-3)
+
+
+# Sensitivity to the learning rate
+
+
+def cells(*means, n=4, noise=0.0):
+    """A grid of one row of means a task, n runs a cell that scatter symmetrically about them."""
+    scatter = noise * np.array([-1.0, -1, 1, 1])[:n]
+    return [[mean + scatter for mean in row] for row in means]
+
+
+def test_one_rate_for_all():
+    """The best rates of two tasks are 1 and 3: either costs .4 in one of them, the middle one .1 in both."""
+    assert intervals.one_for_all(cells([0.9, 0.8, 0.5], [0.5, 0.8, 0.9])) == pytest.approx(0.1)
+    assert intervals.one_for_all(cells([0.9, 0.5], [0.9, 0.5])) == pytest.approx(0)
+
+
+def test_noise_does_not_count_as_a_need_for_tuning():
+    """All rates alike, 40 tasks: the best of noisy means seems to gain much, chosen and scored apart nothing."""
+    rng = np.random.default_rng(0)
+    grid = [[rng.normal(0.5, 0.2, size=4) for _ in range(6)] for _ in range(40)]
+    means = intervals.grid_means(grid)
+    assert means.max(1).mean() - means.mean(0).max() > 0.1
+    assert abs(intervals.one_for_all(grid)) < 0.05
+
+
+def test_plateau():
+    """Scores 0, 1, 1, 0 at decades: within 90 % over one decade and a tenth to each side."""
+    assert intervals.plateau(cells([0.0, 1, 1, 0]), [1e-4, 1e-3, 1e-2, 1e-1]) == pytest.approx(1.2, abs=0.02)
+    assert intervals.plateau(cells([1.0, 1, 1]), [1e-3, 1e-2, 1e-1]) == pytest.approx(2)
+    # two of the measure's kind, far apart, count together
+    assert intervals.plateau(cells([1.0, 0, 1.0]), [1e-3, 1e-2, 1e-1]) == pytest.approx(0.2, abs=0.02)
+
+
+def test_sensitivity_of_two_arms():
+    """A flat arm beside a peaked one: less lost at the worst rate, a wider plateau; the known differences are held."""
+    rng, rates = np.random.default_rng(0), [1e-4, 1e-3, 1e-2]
+    peaked, flat = (
+        cells([0.1, 0.9, 0.1], [0.1, 0.1, 0.9], noise=0.02),
+        cells([0.7, 0.8, 0.7], [0.7, 0.7, 0.8], noise=0.02),
+    )
+    rows = {row["measure"]: row for row in intervals.compare_sensitivity(peaked, flat, rates, rng, 300)}
+    two = cells([0.1, 0.9, 0.1], n=2)
+    assert all(math.isnan(row["low"]) for row in intervals.compare_sensitivity(two, two, rates, rng, 10))
+    assert set(rows) == set(intervals.SENSITIVITY)
+    expected = {"mean over the grid": 2.2 / 3 - 1.1 / 3, "worst rate": 0.6}
+    for name, value in expected.items():
+        assert rows[name]["difference"] == pytest.approx(value)
+        assert rows[name]["low"] <= value + 1e-9 and rows[name]["high"] >= value - 1e-9
+    assert rows["plateau, decades"]["low"] > 0
+    assert rows["lost by one rate for all tasks"]["high"] < 0
+    assert rows["lost by one rate for all tasks"]["base"] == pytest.approx(0.4)

@@ -1,0 +1,435 @@
+"""A study written down in a file: tuning, choice of settings, report seeds, one report. `benchmark.sh --study` runs it.
+
+    bash benchmark.sh --study benchmark/small.toml
+
+Each [[part]] of the file names its tasks with their budgets, algorithms, arms, the grid that each arm is tuned over,
+seeds for tuning and for the report, and its primary outcomes. docs/benchmark.md explains.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+import report
+import sweep as sweeps
+from intervals import aggregate, compare_sensitivity, holm, paired_tasks, stratified_mean
+from reading import PACKED, RETURN, on_grid, read_packed, read_references, write_packed
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("tuning", "tuned", "common", "grid")
+SPEED = 8000  # steps a second and core, for the estimate of what a study costs
+PRIMARY = {"final": "final return", "auc": "area under the curve", "grid": "mean over the grid, area under the curve"}
+
+
+def fail(message):
+    sys.exit(f"error: {message}")
+
+
+# The file
+
+
+@dataclass(frozen=True)
+class Part:
+    """One [[part]] of a study."""
+
+    name: str
+    tasks: dict  # environment: steps
+    arms: list
+    flag: str  # that is tuned
+    values: list
+    tuning: dict  # arm: seeds
+    report: dict
+    grid: dict  # seeds of runs at all settings, for the sensitivity; arms without are not in it
+    algos: list = field(default_factory=lambda: ["ppo"])
+    extra: str = ""
+    primary: list = field(default_factory=list)
+
+    @property
+    def names(self):
+        return [arm.partition("=")[0] for arm in self.arms]
+
+
+def seeds_of(text, where):
+    """The seeds that "101-105" or "3" or a list of them mean."""
+    if isinstance(text, list):
+        return sorted({seed for one in text for seed in seeds_of(str(one), where)})
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
+    if not match or (seeds := range(int(match[1]), int(match[2] or match[1]) + 1)) == range(0) or len(seeds) > 10**5:
+        fail(f'{where}: {text!r} are no seeds; write them as "101-105"')
+    return list(seeds)
+
+
+def read_study(path):
+    """(parts, thresholds) of a study file; ends in one line that says where it is wrong."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        fail(f"--study {path}: {' '.join(str(error).split())}")
+    parts = content.get("part")
+    if unknown := set(content) - {"part", "threshold"}:
+        fail(f"--study {path}: {', '.join(sorted(unknown))}: unknown; a study has [[part]] tables and [threshold]")
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
+        fail(f"--study {path} has no [[part]]")
+    parts = [read_part(part, f"--study {path}, part {i}") for i, part in enumerate(parts, start=1)]
+    if len({part.name for part in parts}) < len(parts):
+        fail(f"--study {path} has two parts of one name")
+    thresholds = content.get("threshold", {})
+    if not isinstance(thresholds, dict) or not all(type(value) in (int, float) for value in thresholds.values()):
+        fail(f"--study {path}: [threshold] takes ENV = VALUE")
+    return parts, thresholds
+
+
+def read_part(table, where):
+    needed = {"name": str, "tasks": dict, "arms": list, "grid": dict, "seeds": dict}
+    known = needed | {"algos": list, "extra": str, "primary": list}
+    for key in needed:
+        if key not in table:
+            fail(f"{where} lacks {key}")
+    for key, value in table.items():
+        if key not in known or not isinstance(value, known[key]):
+            fail(f"{where}: {key} is unknown or of the wrong kind; a part has {', '.join(known)}")
+    if not re.fullmatch(r"[\w.-]+", table["name"]):
+        fail(f"{where}: name {table['name']!r} may have letters, digits, dots and dashes")
+    if not table["tasks"] or not all(type(steps) is int and steps > 0 for steps in table["tasks"].values()):
+        fail(f'{where}: tasks takes "ENV" = steps')
+    if unknown := set(map(str, table.get("algos", ()))) - set(sweeps.ALGOS) or (
+        table.get("algos") == [] and {"nothing"}
+    ):
+        fail(f"{where}: algos of {', '.join(sorted(unknown))}; choose from {', '.join(sweeps.ALGOS)}")
+    grid = table["grid"]
+    if set(grid) != {"flag", "values"} or not isinstance(grid["values"], list) or not grid["values"]:
+        fail(f'{where}: grid takes flag = "--learning-rate" and values = [...]')
+    arms, seeds = list(sweeps.read_arms(table["arms"])), table["seeds"]
+    if unknown := set(seeds) - {"tuning", "report", "grid"} or {"tuning", "report"} - set(seeds):
+        fail(f"{where}: seeds takes tuning and report, and grid if wanted, not or without {', '.join(sorted(unknown))}")
+    found = {}
+    for kind, given in seeds.items():
+        given = given if isinstance(given, dict) else dict.fromkeys(arms, given)
+        if unknown := set(given) - {*arms, "others"}:
+            fail(f"{where}: seeds of {', '.join(sorted(unknown))}, which are no arms")
+        found[kind] = {arm: given.get(arm, given.get("others")) for arm in arms}
+        found[kind] = {arm: seeds_of(x, f"{where}: {kind}") for arm, x in found[kind].items() if x is not None}
+    if missing := [arm for arm in arms if arm not in found["tuning"] or arm not in found["report"]]:
+        fail(f"{where}: seeds has none for {', '.join(missing)}")
+    used = [set().union(*found.get(kind, {}).values()) for kind in ("tuning", "report", "grid")]
+    if twice := (used[0] & used[1]) | (used[0] & used[2]):
+        fail(f"{where}: seeds {', '.join(map(str, sorted(twice)))} are for tuning and for the report; keep them apart")
+    for outcome in table.get("primary", ()):
+        arm, _, measure = str(outcome).partition(" ")
+        if arm not in arms or arm == "baseline" or measure not in PRIMARY or "baseline" not in arms:
+            fail(f"{where}: primary {outcome!r}; give ARM and {' or '.join(PRIMARY)}, beside a baseline")
+        if measure == "grid" and not {arm, "baseline"} <= set(found.get("grid", {})):
+            fail(f"{where}: primary {outcome!r} needs seeds of the grid for {arm} and baseline")
+    rest = {key: table[key] for key in ("algos", "extra", "primary") if key in table}
+    values = [str(value) for value in grid["values"]]
+    own = {kind: found.get(kind, {}) for kind in ("tuning", "report", "grid")}
+    return Part(table["name"], table["tasks"], table["arms"], grid["flag"], values, **own, **rest)
+
+
+# Its runs
+
+
+def jobs_of(part, args, stage, settings, seeds):
+    """The jobs of a stage: `settings` gives the values at which an arm runs a task, as {(env, algo, arm): [value]}."""
+    jobs, suffixed = [], stage in ("tuning", "grid")
+    for (env, algo, name), values in settings.items():
+        given = next(arm for arm in part.arms if arm.partition("=")[0] == name)
+        for value in values:
+            own = dataclasses.replace(args, algos=[algo], envs=[env], seeds=seeds[name], num_seeds=None, study=None)
+            own.total_timesteps, own.out = part.tasks[env], args.out / part.name / stage
+            own.arms, own.extra = [given], f"{part.extra} {part.flag}={value}".strip()
+            if suffixed:  # its value is part of the arm's name
+                base, _, flags = given.partition("=")[2].partition(":") if "=" in given else (given, "", "")
+                own.arms, own.extra = [f"{name}.{value}={base}:{flags} {part.flag}={value}"], part.extra
+            jobs += sweeps.plan(own)
+    return sorted(jobs, key=lambda job: job.args["seed"])  # an unfinished stage is balanced
+
+
+def cells_of(part, arms=None):
+    return [(env, algo, arm) for env in part.tasks for algo in part.algos for arm in arms or part.names]
+
+
+def run(part, args, stage, jobs):
+    """Run what is missing of a stage. Returns the jobs that failed."""
+    folder = args.out / part.name / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    packed = read_packed(folder / PACKED)
+    sweeps.refuse_other_settings(folder, jobs, packed)
+    sweeps.write_manifest(folder, jobs, packed)
+    if all(job.record(packed) is not None for job in jobs):
+        return []
+    own = dataclasses.replace(args, out=folder)
+    print(f"part {part.name}, {stage}", flush=True)
+    failed = sweeps.sweep(own, jobs, packed)
+    sweeps.write_manifest(folder, jobs, packed)
+    return failed
+
+
+def scores_of(folder, thresholds, seed=0):
+    """The run table of a stage's folder with normalised scores; arms as they are called there."""
+    runs, curves, _, settings = report.read_runs(folder)
+    cache = read_references(folder)
+    words = [f"{env}={value}" for env, value in thresholds.items() if env in set(runs.env)]
+    own = SimpleNamespace(threshold=words, seed=seed, import_modules=True)
+    known, randoms = report.references(settings, own, cache)
+    (folder / "references.json").write_text(json.dumps(cache, indent=1) + "\n")
+    returns = np.stack([on_grid(curve, RETURN, b) for curve, b in zip(curves, runs.budget, strict=True)])
+    return report.score(runs, returns, known, randoms)[0]
+
+
+def grid_of(scores, part, arm):
+    """An arm's grid for intervals.compare_sensitivity: clipped areas by task and value, None if any cell is empty."""
+    cells = [
+        [
+            scores.norm_auc[(scores.env == env) & (scores.algo == algo) & (scores.arm == f"{arm}.{value}")].clip(0, 1)
+            for value in part.values
+        ]
+        for env in part.tasks
+        for algo in part.algos
+    ]
+    cells = [[cell.to_numpy() for cell in task if len(cell)] for task in cells]
+    return cells if all(len(task) == len(part.values) for task in cells) else None
+
+
+def choose(scores, part):
+    """({(env, algo, arm): value}, the same with one value for all of an arm's tasks): the best mean area over the
+    tuning seeds, the first of equals. Ends in one line if a cell has no runs or no scores."""
+    own, common = {}, {}
+    for arm in part.names:
+        grid = grid_of(scores, part, arm)
+        if grid is None or not all(np.isfinite(cell).all() for task in grid for cell in task):
+            fail(f"part {part.name}: its tuning of {arm} lacks runs or scores; see its logs, or set a [threshold]")
+        means = np.array([[cell.mean() for cell in task] for task in grid])
+        tasks = [(env, algo, arm) for env in part.tasks for algo in part.algos]
+        own |= {task: part.values[row.argmax()] for task, row in zip(tasks, means, strict=True)}
+        common |= dict.fromkeys(tasks, part.values[means.mean(0).argmax()])
+    return own, common
+
+
+# The report
+
+
+def publish(part, args, own, common):
+    """Write reports/tuned and reports/common of a part, each with its runs in a packed table, and their reports."""
+    found = {stage: report.find_runs(args.out / part.name / stage)[0] for stage in ("tuned", "common")}
+    key = lambda run: (run.record["args"]["env_id"], *run.record["args"]["exp_name"].split("_", 1))  # noqa: E731
+    shared = [run for run in found["tuned"] if own[key(run)] == common[key(run)]]
+    for stage, runs in (("tuned", found["tuned"]), ("common", found["common"] + shared)):
+        folder = args.out / part.name / "reports" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        write_packed(folder / PACKED, runs)
+        words = [f"{env}={value}" for env, value in args.thresholds.items() if env in part.tasks]
+        command = [sys.executable, str(ROOT / "benchmark" / "report.py"), str(folder), "--import-modules"]
+        if subprocess.run([*command, *(["--threshold", *words] if words else [])], check=False).returncode:
+            fail(f"the report of {folder} failed, as it says above")
+
+
+def p_value(tasks, resamples=20_000):
+    """Two-sided p of "the mean over tasks is zero": one minus the largest level whose interval excludes it."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        _, a, b = stratified_mean(tasks, np.random.default_rng(0), middle, resamples)
+        low, high = (middle, high) if a > 0 or b < 0 else (low, middle)
+    return 1 - low
+
+
+def primary_rows(part, args):
+    """[(outcome, estimate, low, high, p)] of a part's primary outcomes, at 95 %."""
+    rows = []
+    for outcome in part.primary:
+        arm, _, measure = outcome.partition(" ")
+        if measure == "grid":
+            scores = scores_of(args.out / part.name / "grid", args.thresholds)
+            base, treated = (grid_of(scores, part, name) for name in ("baseline", arm))
+            pairs = [(b, t) for one, two in zip(base, treated, strict=True) for b, t in zip(one, two, strict=True)]
+        else:
+            scores = scores_of(args.out / part.name / "tuned", args.thresholds)
+            tables = paired_tasks(scores[scores.norm_final.notna()], arm, "baseline").values()
+            pairs = [[table[f"norm_{measure}"].to_numpy(float) for table in pair] for pair in tables]
+        differences = [t - b for b, t in pairs]
+        estimate = aggregate("mean", *zip(*pairs, strict=True), np.random.default_rng(0), 20_000)
+        rows.append((f"{part.name}: {arm}, {PRIMARY[measure]}", *estimate, p_value(differences)))
+    return rows
+
+
+def sensitivity_lines(part, args):
+    """Markdown: each arm's mean score at each value, what the arms' sensitivities are, and the figure."""
+    stage = "grid" if part.grid else "tuning"
+    arms = [arm for arm in part.names if arm in (part.grid or part.tuning)]
+    scores = scores_of(args.out / part.name / stage, args.thresholds)
+    grids = {arm: grid for arm in arms if (grid := grid_of(scores, part, arm)) is not None}
+    plot_grid(part, grids, args.out / part.name / "grid.png")
+    lines = [f"Seeds of the {stage}; mean area, clipped to [0, 1].", ""]
+    rows = []
+    for arm, grid in grids.items():
+        tasks = [(env, algo) for env in part.tasks for algo in part.algos]
+        for (env, algo), cells in zip(tasks, grid, strict=True):
+            rows.append((env, algo, arm, *(f"{cell.mean():.3f}" for cell in cells)))
+    lines += [
+        report.table(rows, ("environment", "algorithm", "arm", *part.values)),
+        f"![grid]({part.name}/grid.png)",
+        "",
+    ]
+    try:
+        rates = [float(value) for value in part.values]
+    except ValueError:
+        rates = []
+    if len(rates) > 1 and "baseline" in grids and min(rates) > 0:
+        rows = []
+        for arm, grid in grids.items():
+            fewest = min(len(cell) for one in (grid, grids["baseline"]) for task in one for cell in task)
+            if arm != "baseline" and fewest > 1:
+                pair = [[[cell[:fewest] for cell in task] for task in one] for one in (grids["baseline"], grid)]
+                for row in compare_sensitivity(*pair, rates, np.random.default_rng(0)):
+                    values = [report.number(row[key]) for key in ("base", "treated")]
+                    rows.append(
+                        (arm, row["measure"], *values, report.between(*(row[k] for k in ("difference", "low", "high"))))
+                    )
+        lines += [report.table(rows, ("arm", "sensitivity", "baseline", "arm", "difference, 95 %"))]
+    return lines
+
+
+def plot_grid(part, grids, path):
+    """Mean score against the tuned value: a panel a task, a colour an arm, 95 % t intervals over seeds."""
+    from scipy import stats
+
+    from plots import colours_of, plt, save, style
+
+    style()
+    tasks, colours = [(env, algo) for env in part.tasks for algo in part.algos], colours_of(list(grids))
+    figure, grid = plt.subplots(1, len(tasks), figsize=(1 + 3.2 * len(tasks), 3.4), squeeze=False, layout="constrained")
+    for k, (axes, (env, algo)) in enumerate(zip(grid[0], tasks, strict=True)):
+        for arm, cells in grids.items():
+            x, means = range(len(part.values)), [cell.mean() for cell in cells[k]]
+            axes.plot(x, means, "o-", color=colours[arm], label=arm)
+            for i, cell in enumerate(cells[k]):
+                if len(cell) > 1 and np.ptp(cell):
+                    half = stats.t.ppf(0.975, len(cell) - 1) * stats.sem(cell)
+                    axes.plot([i, i], [means[i] - half, means[i] + half], color=colours[arm], alpha=0.4, linewidth=4)
+        axes.set_xticks(range(len(part.values)), part.values)
+        axes.set(title=f"{env}, {algo}", xlabel=part.flag.strip("-").replace("-", " "))
+    grid[0][0].set_ylabel("normalised area")
+    save(figure, path)
+
+
+def commit_of(path):
+    """The last commit of a file, with "changed since" where the file differs from it; "uncommitted" without one."""
+    git = ["git", "-C", str(path.parent)]
+    commit = subprocess.run(
+        [*git, "log", "-1", "--format=%H", "--", path.name], capture_output=True, text=True, check=False
+    )
+    clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", path.name], capture_output=True, check=False)
+    return (commit.stdout.strip() or "uncommitted") + ("" if clean.returncode == 0 else ", changed since")
+
+
+def write_report(path, parts, args, chosen):
+    """report.md of the study: what was run, which settings were chosen, primary outcomes, sensitivity, links."""
+    begun = json.loads((args.out / "study.json").read_text())
+    now = hashlib.sha256(path.read_bytes()).hexdigest()
+    commits = set()
+    for manifest in args.out.glob("*/*/manifest.json"):
+        commits |= {r["git_commit"] for r in json.loads(manifest.read_text())["runs"].values() if r.get("git_commit")}
+    lines = [
+        f"# Study {path.stem}",
+        "",
+        f"Study file: commit {commit_of(path)}. Scripts: {', '.join(sorted(commits))}.",
+        "",
+    ]
+    if now != begun["sha256"]:
+        lines += ["**The study file was changed after the first run.**", ""]
+    rows = [row for part in parts for row in primary_rows(part, args)]
+    lines += ["## Primary outcomes", ""]
+    if rows:
+        adjusted = holm([row[-1] for row in rows])
+        body = [
+            (row[0], report.between(*row[1:4]), report.number(row[4]), report.number(p))
+            for row, p in zip(rows, adjusted, strict=True)
+        ]
+        header = ("part, arm minus baseline", "mean over tasks, 95 %", "p", f"p, Holm over {len(rows)}")
+        lines += ["Everything else is secondary or exploratory.", "", report.table(body, header)]
+    else:
+        lines += ["None is named.", ""]
+    for part in parts:
+        own, common = chosen[part.name]
+        lines += [f"## Part {part.name}", "", f"Chosen {part.flag} on the tuning seeds, by mean normalised area:", ""]
+        body = [(*key, value, common[key]) for key, value in own.items()]
+        lines += [report.table(body, ("environment", "algorithm", "arm", "for the task", "for all tasks"))]
+        lines += sensitivity_lines(part, args)
+        links = [
+            f"[{name}]({part.name}/reports/{stage}/report.md)"
+            for name, stage in (("each task's own setting", "tuned"), ("one setting for all tasks", "common"))
+        ]
+        lines += [f"Reports: {', '.join(links)}.", ""]
+    (args.out / "report.md").write_text("\n".join(lines))
+    print(f"study {path.stem}: report in {args.out / 'report.md'}")
+
+
+def plan_all(parts, args):
+    """{(part's name, what): jobs} of all stages, as far as they are known before anything is chosen."""
+    plans = {}
+    for part in parts:
+        plans[part.name, "tuning"] = jobs_of(
+            part, args, "tuning", dict.fromkeys(cells_of(part), part.values), part.tuning
+        )
+        first = dict.fromkeys(cells_of(part), part.values[:1])
+        plans[part.name, "report"] = jobs_of(part, args, "tuned", first, part.report)
+        if part.grid:
+            settings = dict.fromkeys(cells_of(part, list(part.grid)), part.values)
+            plans[part.name, "grid"] = jobs_of(part, args, "grid", settings, part.grid)
+    return plans
+
+
+def main(args):
+    path = args.study = args.study.resolve()
+    parts, args.thresholds = read_study(path)
+    args.out = (ROOT / "results" / path.stem if args.out == Path("results/sweep") else args.out).resolve()
+    plans = plan_all(parts, args)
+    for (name, what), jobs in plans.items():
+        steps = sum(job.args["total_timesteps"] for job in jobs)
+        cost = f"{len(jobs)} runs, {steps / 1e6:.3g} million steps, {steps / SPEED / 3600:.2g} core-hours or so"
+        more = ", and as many again at most for one setting for all tasks" if what == "report" else ""
+        print(f"part {name}, {what}: {cost}{more}", file=sys.stderr, flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.out / "study.json").exists():
+        begun = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "commit": commit_of(path)}
+        (args.out / "study.json").write_text(json.dumps(begun) + "\n")
+    chosen, failed = {}, []
+    for part in parts:
+        failed += stage(part, args, "tuning", plans[part.name, "tuning"])
+        chosen[part.name] = own, common = choose(scores_of(args.out / part.name / "tuning", args.thresholds), part)
+        failed += stage(
+            part, args, "tuned", jobs_of(part, args, "tuned", {k: [v] for k, v in own.items()}, part.report)
+        )
+        other = {key: [value] for key, value in common.items() if value != own[key]}
+        failed += stage(part, args, "common", jobs_of(part, args, "common", other, part.report))
+        failed += stage(part, args, "grid", plans.get((part.name, "grid"), []))
+        publish(part, args, own, common)
+    write_report(path, parts, args, chosen)
+    if failed:
+        fail(f"{len(failed)} runs failed: {', '.join(map(sweeps.describe, failed[:5]))}; see the logs in {args.out}")
+
+
+def stage(part, args, name, jobs):
+    """Run a stage, or with --print or --slurm only list or submit what is missing of it, and end."""
+    packed = read_packed(args.out / part.name / name / PACKED)
+    missing = [job for job in jobs if job.record(packed) is None]
+    if missing and args.print:
+        print("\n".join(sweeps.one_command(job) for job in missing))
+        sys.exit(0)
+    if missing and args.slurm:
+        own = dataclasses.replace(args, out=args.out / part.name / name, runs_only=True)
+        own.out.mkdir(parents=True, exist_ok=True)
+        again = dataclasses.replace(args, print=False)
+        sweeps.submit(own, missing, [sys.executable, str(ROOT / "benchmark" / "sweep.py"), *sweeps.as_flags(again)])
+        sys.exit(0)
+    return run(part, args, name, jobs) if jobs else []

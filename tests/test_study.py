@@ -1,0 +1,168 @@
+"""Studies in a file: what is refused, how settings are chosen, and a small one to its end."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import ROOT
+from scipy import stats
+
+import study
+import sweep
+
+SMALL = (ROOT / "benchmark" / "small.toml").read_text()
+
+
+def run(path, out, *more):
+    command = [sys.executable, str(ROOT / "benchmark" / "sweep.py"), "--study", str(path), "--out", str(out), *more]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "old, new, word",
+    [
+        ("[[part]]", "[[parts]]", "parts"),
+        ("[[part]]", "[[part]", "toml"),
+        ('algos = ["ppo"]', 'algos = "ppo"', "algos"),
+        ('algos = ["ppo"]', 'algorithms = ["ppo"]', "algorithms"),
+        ('algos = ["ppo"]', 'algos = ["dqn"]', "dqn"),
+        ('name = "cartpole"', "", "lacks name"),
+        ('name = "cartpole"', 'name = "a/b"', "a/b"),
+        ("30_000", "0", "tasks"),
+        ("30_000", '"many"', "tasks"),
+        ("CartPole-v1", "CartPole-v77", "CartPole-v77"),
+        ('report = "1-5"', 'report = "102-105"', "102"),
+        ('report = "1-5"', 'report = "5-1"', "5-1"),
+        ('report = "1-5"', 'report = { acpg = "1-5" }', "baseline"),
+        ('report = "1-5"', 'report = "1-5", grid = "101"', "101"),
+        (', report = "1-5"', "", "report"),
+        ('["1e-6", "2.5e-3"]', "[]", "grid"),
+        ('["1e-6", "2.5e-3"]', '["-1"]', "learning-rate"),
+        ('"--learning-rate"', '"--no-such-flag"', "no-such-flag"),
+        ("acpg auc", "acpg reward", "acpg reward"),
+        ("acpg auc", "acpg grid", "grid"),
+        ("acpg auc", "baseline auc", "baseline auc"),
+        ("frozen=acpg:", "frozen=dqn:", "--arms"),
+    ],
+)
+def test_what_is_wrong_is_named(old, new, word, tmp_path, monkeypatch):
+    path, out = tmp_path / "study.toml", tmp_path / "out"
+    assert old in SMALL
+    path.write_text(SMALL.replace(old, new))
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--study", str(path), "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        sweep.main()
+    assert str(end.value).startswith("error: ") and word in str(end.value) and "\n" not in str(end.value), end.value
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("flags", [("--quick",), ("--envs", "CartPole-v1"), ("--seeds", "3"), ("--jobs", "0")])
+def test_options_that_the_file_decides(flags, tmp_path):
+    result = run(ROOT / "benchmark" / "small.toml", tmp_path / "out", *flags)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and flags[0] in result.stderr
+
+
+def make_part(**more):
+    own = {"name": "p", "tasks": {"a": 1, "b": 1}, "arms": ["baseline", "acpg"], "flag": "--learning-rate"}
+    seeds = {kind: dict.fromkeys(("baseline", "acpg"), [1, 2]) for kind in ("tuning", "report", "grid")}
+    return study.Part(**(own | {"values": ["1e-3", "1e-2", "1e-1"]} | seeds | more))
+
+
+def make_scores(means):
+    """A run table in which {(env, arm): area at each value} holds for two seeds, one above and one below."""
+    rows = [
+        {"env": env, "algo": "ppo", "arm": f"{arm}.{value}", "norm_auc": mean + sign * 0.05}
+        for (env, arm), row in means.items()
+        for value, mean in zip(("1e-3", "1e-2", "1e-1"), row, strict=True)
+        for sign in (-1, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_choice():
+    """Each task's own best, and the one with the best mean over tasks; an area above 1 counts as 1."""
+    means = {("a", "baseline"): [0.5, 0.4, 0.1], ("b", "baseline"): [0.1, 0.4, 0.5]}
+    means |= {("a", "acpg"): [0.7, 0.2, 0.1], ("b", "acpg"): [0.7, 1.9, 0.8]}
+    own, common = study.choose(make_scores(means), make_part())
+    assert [own[env, "ppo", "baseline"] for env in "ab"] == ["1e-3", "1e-1"]
+    assert [common[env, "ppo", "baseline"] for env in "ab"] == ["1e-2", "1e-2"]
+    assert [own[env, "ppo", "acpg"] for env in "ab"] == ["1e-3", "1e-2"]
+    assert common["a", "ppo", "acpg"] == "1e-3"  # .7 and .7 against .2 and 1
+    with pytest.raises(SystemExit, match="acpg"):
+        study.choose(make_scores({key: row for key, row in means.items() if key != ("b", "acpg")}), make_part())
+
+
+def test_p_value():
+    """For many values near that of a t test; tiny where all differences are alike."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0.4, 1, size=40)
+    assert study.p_value([x]) == pytest.approx(stats.ttest_1samp(x, 0).pvalue, abs=0.01)
+    assert study.p_value([np.full(10, 0.1), np.full(10, 0.2)]) < 1e-4
+
+
+def test_seeds():
+    assert study.seeds_of("3-5", "x") == [3, 4, 5] and study.seeds_of(7, "x") == [7]
+    assert study.seeds_of(["1-2", 9], "x") == [1, 2, 9]
+
+
+def test_jobs_keep_stages_and_settings_apart(tmp_path):
+    """Arms are called by their value where all values run, and by their name where one was chosen."""
+    (part,), thresholds = study.read_study(ROOT / "benchmark" / "small.toml")
+    args, settings = sweep.Args(out=tmp_path), {("CartPole-v1", "ppo", "frozen"): ["2.5e-3"]}
+    job, *_ = study.jobs_of(part, args, "tuning", settings, part.tuning)
+    assert job.args["exp_name"] == "ppo_frozen.2.5e-3" and job.args["learning_rate"] == 2.5e-3
+    assert job.args["etf_scale"] == 1e-6 and job.args["seed"] == 101 and job.args["total_timesteps"] == 30_000
+    jobs = study.jobs_of(part, args, "tuned", settings, part.report)
+    assert [job.args["seed"] for job in jobs] == [1, 2, 3, 4, 5] and jobs[0].args["exp_name"] == "ppo_frozen"
+    assert jobs[0].args["learning_rate"] == 2.5e-3 and jobs[0].path.is_relative_to(tmp_path / "cartpole" / "tuned")
+    assert thresholds == {}
+
+
+@pytest.mark.slow
+def test_a_small_study_to_its_end(tmp_path):
+    """Its winner is known: `frozen` cannot learn, and nothing learns at the smaller rate."""
+    path, out = tmp_path / "tiny.toml", tmp_path / "out"
+    path.write_text(SMALL)
+    listed = run(path, out, "--print")
+    assert listed.returncode == 0 and listed.stdout.count("sweep.py") == 12 and "core-hours" in listed.stderr
+    first = listed.stdout.splitlines()[0]
+    assert subprocess.run(first, shell=True, capture_output=True).returncode == 0
+    result = run(path, out)
+    assert result.returncode == 0, result.stderr
+    assert "12 runs, 1 of them finished before" in result.stdout and "frozen faster: contradicted" in result.stdout
+    text = (out / "report.md").read_text()
+    assert "| CartPole-v1 | ppo | baseline | 2.5e-3 | 2.5e-3 |" in text
+    assert "cartpole: frozen, final return | -" in text and "changed after" not in text
+    assert (out / "cartpole" / "grid.png").exists()
+    for stage in ("tuned", "common"):
+        assert (out / "cartpole" / "reports" / stage / "report.md").exists()
+
+    # packed, it is finished; a file that changed is said to have
+    for stage in ("tuning", "tuned"):
+        pack = [sys.executable, str(ROOT / "benchmark" / "pack.py"), str(out / "cartpole" / stage), "--remove"]
+        assert subprocess.run(pack, capture_output=True).returncode == 0
+    path.write_text(path.read_text() + "# later\n")
+    result = run(path, out)
+    assert result.returncode == 0 and "finished before" not in result.stdout, result.stderr
+    assert "changed after the first run" in (out / "report.md").read_text()
+    assert json.loads((out / "study.json").read_text())["commit"].startswith("uncommitted")
+
+
+def test_a_common_setting_shares_runs(tmp_path, monkeypatch):
+    """A task whose own setting is the common one is in both reports, with the same runs."""
+    runs = {}
+    for stage, envs in (("tuned", "ab"), ("common", "b")):
+        records = [{"args": {"env_id": env, "exp_name": "ppo_acpg"}} for env in envs]
+        runs[stage] = [SimpleNamespace(record=record) for record in records]
+    written = {}
+    monkeypatch.setattr(study.report, "find_runs", lambda folder: (runs[folder.name], {}))
+    monkeypatch.setattr(study, "write_packed", lambda path, runs: written.update({path.parent.name: list(runs)}))
+    monkeypatch.setattr(study.subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=0))
+    own = {("a", "ppo", "acpg"): "1", ("b", "ppo", "acpg"): "2"}
+    study.publish(make_part(), SimpleNamespace(out=tmp_path, thresholds={}), own, dict.fromkeys(own, "1"))
+    assert written["tuned"] == runs["tuned"]
+    assert written["common"] == [runs["common"][0], runs["tuned"][0]]
