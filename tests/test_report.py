@@ -166,6 +166,12 @@ def test_interval_of_a_difference_of_failure_rates():
     half = 1.959964 * math.sqrt(5 - 4 / 12) / 12
     assert (low, high) == pytest.approx((-2 / 12 - half, -2 / 12 + half))
     assert intervals.failure_interval(-np.ones(10))[0] == -1.0
+    # tasks weigh the same: two of ten pairs are one of twenty, two of ten and forty are worth 4 / (1/10 + 1/40) pairs
+    d = np.array([-1, -1, -1, 1, 0, 0, 0, 0, 0, 0])
+    assert intervals.stratified_failures([d, d])[1:] == pytest.approx(intervals.failure_interval(np.tile(d, 2)))
+    estimate, low, high = intervals.stratified_failures([d, np.tile(-d, 4)])
+    half = 1.959964 * math.sqrt(32 * 0.4 + 1) / 34
+    assert (estimate, low, high) == pytest.approx((0, -half, half))
 
 
 @pytest.mark.slow
