@@ -50,7 +50,8 @@ def save(figure, path):
     labelled = {}
     for axes in figure.axes:
         labelled |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=int(figure.get_figwidth() // 2))
+    columns = int(figure.get_figwidth() // (0.9 + 0.1 * max(map(len, labelled), default=0)))
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=max(1, columns))
     figure.savefig(path)
     plt.close(figure)
 

@@ -28,7 +28,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
-from emergence import AC, NAMES, interval, judge  # noqa: E402
+from emergence import AC, NAMES, THRESHOLDS, interval, judge  # noqa: E402
 from evaluate import Args as Evaluation  # noqa: E402
 from evaluate import check_numbers, load, play  # noqa: E402
 from reading import finished_record  # noqa: E402
@@ -68,6 +68,8 @@ class Args:
     """episodes that the teacher plays"""
     out: Path = ROOT / "results" / "imitation"
     """folder of tables and figure"""
+    report_only: bool = False
+    """only draw the figure, from curves.csv"""
 
 
 def teach(task):
@@ -211,39 +213,47 @@ def table(results):
     return lines
 
 
-def draw_training(results, path):
-    """AC1 to AC3 over training, as distances from collapse: a column for each task and feature, a colour a layer."""
+def curves_of(results):
+    """Rows of curves.csv: means over seeds of each metric and its null at each look, by task, layer, feature, set."""
+    for key, steps in results.items():
+        for step, rows in steps.items():
+            for metric in AC:
+                means = [interval([row[name] for row in rows])[0] for name in (metric, f"null_{metric}")]
+                yield (*key, step, metric, *(f"{x:.8g}" for x in means))
+
+
+def draw_training(rows, path):
+    """AC1 to AC3 over training, as distances from collapse: a column for each task and feature, a colour an arm."""
     from plots import colours_of, plt, save, style
 
     style()
-    columns = list(dict.fromkeys((task, features) for task, _, features, _ in results))
-    names = [NAMES.get(layer, layer) for layer in LAYERS]
-    colours = dict(zip(LAYERS, colours_of(names).values(), strict=True))
+    lines = {}
+    for task, layer, features, name, step, metric, value, null in rows:
+        if int(step) and math.isfinite(float(value)):
+            for kind, x in ((name, value), ("labels permuted", null)):
+                if kind == name or (layer, name) == ("etf", SETS[0]):
+                    x = 1 - float(x) if metric == "alignment" else float(x)
+                    line = lines.setdefault((task, features, metric, layer, kind), ([], []))
+                    line[0].append(int(step))
+                    line[1].append(max(x, 1e-9))
+    columns = list(dict.fromkeys((row[0], row[2]) for row in rows))
+    colours = colours_of(list(dict.fromkeys(NAMES.get(key[3], key[3]) for key in lines)))
     size = (1 + 2.4 * len(columns), 8)
     figure, grid = plt.subplots(3, len(columns), figsize=size, squeeze=False, layout="constrained", sharex=True)
-    for (task, layer, features, name), steps in results.items():
-        for axes, metric in zip(grid[:, columns.index((task, features))], AC, strict=True):
-            at = [step for step in steps if step]
-            for key, style_of in ((metric, "-" if name == SETS[0] else "--"), (f"null_{metric}", ":")):
-                if key == metric or (layer, name) == ("etf", SETS[0]):
-                    x = np.array([interval([row[key] for row in steps[step]])[0] for step in at])
-                    x = 1 - x if metric == "alignment" else x
-                    own = {"color": colours[layer], "label": f"{NAMES.get(layer, layer)}, {name}"}
-                    if key != metric:
-                        own = {"color": "grey", "label": "acpg, labels permuted"}
-                    if np.isfinite(x).any():
-                        axes.plot(at, x, style_of, **own)
-    for row, metric in zip(grid, AC, strict=True):
-        for axes, (task, features) in zip(row, columns, strict=True):
-            axes.set(xscale="log", yscale="log")
-            axes.axhline(
-                {"alignment": 0.01, "variability_quotient": 0.01, "etf_error": 0.05}[metric], color="black", lw=0.5
-            )
-            if metric == "alignment":
-                axes.set_title(f"{task}, {features}")
-            if not axes.lines[:-1]:
+    for (task, features, metric, layer, kind), (steps, values) in lines.items():
+        arm, axes = NAMES.get(layer, layer), grid[list(AC).index(metric)][columns.index((task, features))]
+        label = "acpg, labels permuted" if kind == "labels permuted" else f"{arm}, {kind}"
+        dashes = {SETS[0]: "-", SETS[1]: "--"}.get(kind, ":")
+        axes.plot(steps, values, dashes, color="grey" if dashes == ":" else colours[arm], label=label)
+    for axes_row, metric in zip(grid, AC, strict=True):
+        for axes, (task, features) in zip(axes_row, columns, strict=True):
+            if not axes.lines:
                 axes.text(0.5, 0.5, "void: two classes", ha="center", transform=axes.transAxes)
-        row[0].set_ylabel(f"{AC[metric]}: " + ("1 - alignment" if metric == "alignment" else metric.replace("_", " ")))
+            axes.set(xscale="log", yscale="log", title=f"{task}, {features}" if metric == "alignment" else "")
+            bound = 1 - THRESHOLDS[metric] if metric == "alignment" else THRESHOLDS[metric]
+            axes.axhline(bound, color="black", linewidth=0.5)
+        name = "1 - alignment" if metric == "alignment" else metric.replace("_", " ")
+        axes_row[0].set_ylabel(f"{AC[metric]}: {name}")
     for axes in grid[-1]:
         axes.set_xlabel("gradient step")
     save(figure, path)
@@ -260,6 +270,13 @@ def main():
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         sys.exit(f"error: --out {args.out} cannot be written: {error.strerror}; choose another")
+    if args.report_only:
+        try:
+            with open(args.out / "curves.csv", newline="") as file:
+                draw_training(list(csv.reader(file))[1:], args.out / "imitation.png")
+        except OSError as error:
+            sys.exit(f"error: --out {args.out}: {error.filename}: {error.strerror}; drop --report-only")
+        return
     results, lines = {}, []
     for task in args.tasks:
         own, line = run(task, args)
@@ -274,7 +291,11 @@ def main():
                 for seed, row in enumerate(rows, start=FIRST) if step in (0, args.steps) else ():
                     writer.writerow([*key, step, seed, *(f"{row[name]:.5g}" for name in names)])
     (args.out / "imitation.md").write_text("\n".join([*lines, "", *table(results)]) + "\n")
-    draw_training(results, args.out / "imitation.png")
+    with open(args.out / "curves.csv", "w", newline="") as file:
+        writer, curves = csv.writer(file, lineterminator="\n"), list(curves_of(results))
+        writer.writerow(["task", "layer", "features", "states", "step", "metric", "mean", "null"])
+        writer.writerows(curves)
+    draw_training(curves, args.out / "imitation.png")
     print(f"written to {args.out}")
 
 

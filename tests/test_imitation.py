@@ -109,6 +109,16 @@ def test_the_control_collapses():
     assert all(row["alignment"] > 0.99 for row in random) and max(row["etf_error"] for row in random) > 0.05
 
 
+def test_curves():
+    """Means over seeds by step; a metric that is void stays so."""
+    row = {"alignment": 0.5, "variability_quotient": 2.0, "etf_error": math.nan}
+    row |= {f"null_{name}": value / 2 for name, value in row.items()}
+    steps = {0: [row, row], 10: [row, row | {"alignment": 0.7}]}
+    rows = list(imitation.curves_of({("t", "etf", "ball", "held out"): steps}))
+    assert rows[0] == ("t", "etf", "ball", "held out", 0, "alignment", "0.5", "0.25")
+    assert rows[3][4:] == (10, "alignment", "0.6", "0.25") and rows[5][5:] == ("etf_error", "nan", "nan")
+
+
 def test_two_classes_are_void():
     labels, features = torch.arange(10) % 2, torch.randn(1, 10, 4)
     (row,) = imitation.measure(features, torch.randn(1, 10, 2), torch.randn(1, 2, 4), labels, torch.Generator())
