@@ -12,7 +12,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +69,10 @@ def seeds_of(text, where):
 
 def read_study(path):
     """(parts, thresholds) of a study file; ends in one line that says where it is wrong."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:
+        fail("--study needs Python 3.11 or later, which reads TOML")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
