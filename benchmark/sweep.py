@@ -31,7 +31,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -420,23 +420,21 @@ def sweep(args, jobs, packed):
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {pool.submit(runner.run, job): job for job in todo}
         for future in as_completed(futures):
-            if runner.signal:
-                pool.shutdown(wait=False, cancel_futures=True)
-            with contextlib.suppress(CancelledError):
-                job, (record, why) = futures[future], future.result()
-                done, done_steps, elapsed = done + 1, done_steps + steps[job], time.monotonic() - start
-                left = elapsed / done_steps * (sum(steps[job] for job in todo) - done_steps)
-                if record is None and runner.signal:
-                    continue
-                result = "no episode ended"
-                if record is None:
-                    failed.append(job)
-                    result = f"FAILED:\n    {why}"
-                elif record["final_return"] is not None:
-                    result = f"return {record['final_return']:.1f}"
-                state = f"{done}/{len(jobs)}, {len(failed)} failed, {clock(elapsed)} elapsed, {clock(left)} left"
-                with contextlib.suppress(OSError):  # the terminal may be gone
-                    print(f"[{state}] {describe(job)}: {result}", flush=True)
+            if runner.signal:  # as_completed is not told of futures that are cancelled, and would wait for ever
+                pool.shutdown(cancel_futures=True)
+                break
+            job, (record, why) = futures[future], future.result()
+            done, done_steps, elapsed = done + 1, done_steps + steps[job], time.monotonic() - start
+            left = elapsed / done_steps * (sum(steps[job] for job in todo) - done_steps)
+            result = "no episode ended"
+            if record is None:
+                failed.append(job)
+                result = f"FAILED:\n    {why}"
+            elif record["final_return"] is not None:
+                result = f"return {record['final_return']:.1f}"
+            state = f"{done}/{len(jobs)}, {len(failed)} failed, {clock(elapsed)} elapsed, {clock(left)} left"
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"[{state}] {describe(job)}: {result}", flush=True)
     if runner.signal:
         if not args.runs_only:
             write_manifest(args.out, jobs, packed)
