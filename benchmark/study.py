@@ -7,6 +7,7 @@ seeds for tuning and for the report, and its primary outcomes. docs/benchmark.md
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import re
@@ -403,6 +404,11 @@ def main(args):
         more = ", and as many again at most for one setting for all tasks" if what == "report" else ""
         print(f"part {name}, {what}: {cost}{more}", file=sys.stderr, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
+    lock = open(args.out / "study.lock", "a")  # held until the end
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail(f"--out {args.out}: another study is writing there; wait for it or choose another folder")
     if not (args.out / "study.json").exists():
         begun = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "commit": commit_of(path)}
         (args.out / "study.json").write_text(json.dumps(begun) + "\n")

@@ -1,6 +1,8 @@
 """Studies in a file: what is refused, how settings are chosen, and a small one to its end."""
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -120,6 +122,33 @@ def test_jobs_keep_stages_and_settings_apart(tmp_path):
     assert [job.args["seed"] for job in jobs] == [1, 2, 3, 4, 5] and jobs[0].args["exp_name"] == "ppo_frozen"
     assert jobs[0].args["learning_rate"] == 2.5e-3 and jobs[0].path.is_relative_to(tmp_path / "cartpole" / "tuned")
     assert thresholds == {}
+
+
+def test_slurm_submits_the_first_stage_and_a_job_that_goes_on(tmp_path):
+    """With a stand-in for sbatch, which writes down what it is told."""
+    stub = tmp_path / "bin" / "sbatch"
+    stub.parent.mkdir()
+    stub.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/told\necho 7\n')
+    stub.chmod(0o755)
+    command = [sys.executable, str(ROOT / "benchmark" / "sweep.py"), "--study", str(ROOT / "benchmark" / "small.toml")]
+    command += ["--out", str(tmp_path / "out"), "--slurm"]
+    environment = {**os.environ, "PATH": f"{stub.parent}:{os.environ['PATH']}"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and "submitted 12 runs" in result.stdout, result.stderr
+    array, then = (tmp_path / "told").read_text().splitlines()
+    assert "--array=1-12" in array and "--dependency=afterany:7" in then
+    for word in ("--slurm", "small.toml", f"--out={tmp_path / 'out'}"):
+        assert word in then.partition("--wrap=")[2]
+    assert "--report-only" not in then and "thresholds" not in then
+    commands = (tmp_path / "out" / "cartpole" / "tuning" / "slurm" / "commands.txt").read_text()
+    assert commands.count("--runs-only") == 12 and "--study" not in commands
+
+
+def test_two_studies_into_one_folder(tmp_path):
+    with open(tmp_path / "study.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run(ROOT / "benchmark" / "small.toml", tmp_path)
+    assert result.returncode == 1 and "another study" in result.stderr and not (tmp_path / "study.json").exists()
 
 
 @pytest.mark.slow
