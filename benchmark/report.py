@@ -36,6 +36,7 @@ from intervals import (
     matrix,
     mean_band,
     mean_interval,
+    paired_tasks,
     summarise,
     superiority,
     survival,
@@ -378,6 +379,10 @@ def judge(scores, arms, rng, args):
         rows = compare_aggregates(scores, arm, rng, args.resamples, level=level)
         exploratory += compare_aggregates(scores, arm, rng, args.resamples, family=EXPLORATORY)
         family += rows
+        pairs = paired_tasks(scores, arm, "baseline").values()
+        if not rows and pairs:
+            why = f"none: fewer than {VERDICT_SEEDS} seeds"
+            verdicts += [(arm, claim, why, len(pairs), min(len(base) for base, _ in pairs)) for claim in CLAIMS]
         final = next((row for row in rows if row["measure"].startswith("final return, mean")), None)
         learns = bool((scores.norm_final[scores.arm == arm] >= 0.5).any())
         for claim in CLAIMS if rows else ():
@@ -472,7 +477,7 @@ def notes_section(cells, thresholds, randoms):
 def verdict_section(family, verdicts, exploratory, margin):
     text = ["## Verdicts\n"]
     if verdicts:
-        arms = list(dict.fromkeys(row["arm"] for row in family))
+        arms = list(dict.fromkeys(row[0] for row in verdicts))
         text.append(
             f"Drawn from {len(family)} comparisons, {len(FAMILY)} measures of {', '.join(arms)} against the baseline, "
             "whose intervals are corrected for this family (Bonferroni). A task is a pair of environment and "
@@ -484,7 +489,7 @@ def verdict_section(family, verdicts, exploratory, margin):
                 [(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], ("arm", "claim", "verdict", "tasks", "seeds")
             )
         )
-        text += ["![verdicts](report/verdicts.png)\n", aggregate_table(family)]
+        text += ["![verdicts](report/verdicts.png)\n", aggregate_table(family)] if family else []
     else:
         text.append("None: it takes a baseline, another arm, and an environment with a reward threshold.\n")
     if exploratory:

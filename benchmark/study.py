@@ -25,7 +25,6 @@ from intervals import aggregate, compare_sensitivity, holm, paired_tasks, strati
 from reading import PACKED, RETURN, on_grid, read_packed, read_references, write_packed
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("tuning", "tuned", "common", "grid")
 SPEED = 8000  # steps a second and core, for the estimate of what a study costs
 PRIMARY = {"final": "final return", "auc": "area under the curve", "grid": "mean over the grid, area under the curve"}
 
@@ -105,10 +104,9 @@ def read_part(table, where):
         fail(f"{where}: name {table['name']!r} may have letters, digits, dots and dashes")
     if not table["tasks"] or not all(type(steps) is int and steps > 0 for steps in table["tasks"].values()):
         fail(f'{where}: tasks takes "ENV" = steps')
-    if unknown := set(map(str, table.get("algos", ()))) - set(sweeps.ALGOS) or (
-        table.get("algos") == [] and {"nothing"}
-    ):
-        fail(f"{where}: algos of {', '.join(sorted(unknown))}; choose from {', '.join(sweeps.ALGOS)}")
+    algos = table.get("algos", ["ppo"])
+    if not algos or not all(algo in sweeps.ALGOS for algo in algos):
+        fail(f"{where}: algos {algos}; choose from {', '.join(sweeps.ALGOS)}")
     grid = table["grid"]
     if set(grid) != {"flag", "values"} or not isinstance(grid["values"], list) or not grid["values"]:
         fail(f'{where}: grid takes flag = "--learning-rate" and values = [...]')
@@ -178,12 +176,12 @@ def run(part, args, stage, jobs):
     return failed
 
 
-def scores_of(folder, thresholds, seed=0):
+def scores_of(folder, thresholds):
     """The run table of a stage's folder with normalised scores; arms as they are called there."""
     runs, curves, _, settings = report.read_runs(folder)
     cache = read_references(folder)
     words = [f"{env}={value}" for env, value in thresholds.items() if env in set(runs.env)]
-    own = SimpleNamespace(threshold=words, seed=seed, import_modules=True)
+    own = SimpleNamespace(threshold=words, seed=0, import_modules=True)
     known, randoms = report.references(settings, own, cache)
     (folder / "references.json").write_text(json.dumps(cache, indent=1) + "\n")
     returns = np.stack([on_grid(curve, RETURN, b) for curve, b in zip(curves, runs.budget, strict=True)])

@@ -27,9 +27,8 @@ from intervals import improvement, mean_interval  # noqa: E402
 from reading import PACKED, RETURN, STEP, Damaged, finished_record, read_packed, read_run  # noqa: E402
 from sweep import CORES, digest  # noqa: E402
 
-PAPER = (
-    "paper=acpg:--feature-constraint=relu --feature-gain=1.4142135"  # the frame on ReLU features as they start there
-)
+# The frame directly on ReLU features, which start as there
+PAPER = "paper=acpg:--feature-constraint=relu --feature-gain=1.4142135"
 START = "start=baseline:--head-gain=1.4142135"  # the same gain on every layer, the last one too
 COLLECT = 8  # episodes to an update of REINFORCE
 EPOCH = {"reinforce": 40_000, "ppo": 10_000, "trpo": 10_000}  # steps

@@ -176,12 +176,25 @@ def test_interval_of_a_difference_of_failure_rates():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "gamma"])
-@pytest.mark.parametrize("level", [0.95, 1 - 0.05 / 6])
-def test_the_aggregate_intervals_hold_their_level_at_ten_seeds(kind, level):
-    """On four tasks, all measures of the family, within three standard errors."""
-    held = interval_coverage.of_aggregates(4, kind, level, trials=300, resamples=1000)[: len(intervals.FAMILY)]
-    error = math.sqrt(level * (1 - level) / 300)
-    assert (held > level - 0.01 - 3 * error).all() and held.mean() > level - 0.01, held
+def test_the_aggregate_intervals_hold_their_level_at_ten_seeds(kind):
+    """On four tasks; and the plain percentile bootstrap does not, for the worst quarter."""
+    family, corrected = len(intervals.FAMILY), 1 - 0.05 / len(intervals.FAMILY)
+    held = interval_coverage.of_aggregates(4, kind, 0.95, trials=300, resamples=500)[:family]
+    assert (held > 0.91).all() and 0.93 < held.mean() < 0.97, held  # the standard error of each is .013
+    held = interval_coverage.of_aggregates(4, kind, corrected, trials=300, resamples=1000)[:family]
+    assert (held > 0.97).all() and held.mean() > corrected - 0.01, held
+    rng = np.random.default_rng(0)
+    draw, truth, ours, plain = interval_coverage.sweeps(kind, 4, rng), [], 0, 0
+    truth = np.mean([intervals.aggregate("cvar", *draw(), rng, 2)[0] for _ in range(3000)])
+    for _ in range(300):
+        base, treated = draw()
+        _, low, high = intervals.aggregate("cvar", base, treated, rng, 500)
+        ours += low <= truth <= high
+        pair = [np.stack(arm, axis=-1) for arm in (base, treated)]
+        draws = [intervals.cvar(x, axis=-2).mean(-1) for x in intervals.resampled(pair, rng, 500)]
+        low, high = np.quantile(draws[1] - draws[0], [0.025, 0.975])
+        plain += low <= truth <= high
+    assert plain / 300 < ours / 300 - 0.02
 
 
 def test_the_stratified_mean():
@@ -536,7 +549,7 @@ def test_a_single_seed(tmp_path):
     result = make_report(tmp_path)
     assert result.returncode == 0, result.stderr
     assert "single seed" in (tmp_path / "report.md").read_text()
-    assert "acpg" not in result.stdout
+    assert "acpg faster: none: fewer than 5 seeds (2 tasks, 1 seeds)" in result.stdout
 
 
 @pytest.mark.parametrize("seeds, faster", [(4, "none: fewer than 5 seeds"), (5, "supported")])
