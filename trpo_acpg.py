@@ -647,7 +647,7 @@ class Run(AbstractContextManager):
 
     def __exit__(self, kind, error, tb):
         status = "interrupted" if self.interrupted else "failed" if kind else "finished"
-        self.record |= {"status": status, "global_step": self.envs.steps}
+        self.record |= {"status": status, "error": error and str(error), "global_step": self.envs.steps}
         self.record["wall_time"] = seconds = time.perf_counter() - self.start
         self.record["final_return"] = float(np.mean(self.returns)) if self.returns else None
         self.bar.close()

@@ -1,4 +1,4 @@
-"""Pack the finished runs of a sweep into one small table, which sweep.py and report.py accept in their place.
+"""Pack the results of a sweep's runs into one small table, which sweep.py and report.py accept in their place.
 
     python benchmark/pack.py results/sweep             # writes results/sweep/packed.csv.gz
     python benchmark/pack.py results/sweep --remove    # and removes what the packed runs left in their folders
@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from reading import PACKED, Damaged, read_packed, read_run, same_run, write_packed
+from reading import PACKED, Damaged, read_packed, read_result, same_run, write_packed
 
 # What a run, or evaluate.py, leaves in a run's folder
 LEFT = ("run.json", "progress.csv", "events.out.tfevents.*", "model.pt", "checkpoint.pt", "checkpoints/*.pt")
@@ -58,7 +58,7 @@ def main():
             packed, fresh, left = read_packed(folder / PACKED), {}, []
             for path in sorted((folder / "runs").glob("*/run.json")):
                 try:
-                    fresh[path.parent.name] = read_run(path.parent)
+                    fresh[path.parent.name] = read_result(path.parent)
                 except Damaged as error:
                     left.append(str(error))
             for name in packed.keys() & fresh.keys():

@@ -1,7 +1,8 @@
 """What a sweep leaves behind, read with mistrust: run.json, progress.csv, packed runs, manifest and references.
 
 Every reader either returns what it promises or raises Damaged, whose text is one line that names the file. A run is
-finished if its run.json says so and its progress.csv is whole; anything less is not.
+finished if its run.json says so and its progress.csv is whole; anything less is not. A run that ended with a non-finite
+loss is a result too, since it would end so again: that the method failed.
 """
 
 import csv
@@ -22,6 +23,7 @@ STEP, RETURN = "global_step", "charts/episodic_return"
 METRICS = ("alignment", "variability_quotient", "nc1", "etf_error", "mean_weight_cosine")  # which reports show
 GROUPS = ("collapse", "collapse_null")
 PACKED_TAGS = (RETURN, "collapse/classes_present", *(f"{group}/{m}" for m in METRICS for group in GROUPS))
+DIVERGED = "error: non-finite loss"  # how the scripts' message begins
 UNCOMPARED = ("run_dir", "resume")  # arguments that say nothing of what was run
 
 
@@ -34,12 +36,22 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its run.json, and its curves as arrays (rows,) by column, NaN where it logged nothing."""
+    """A run's result: its run.json, and its curves as arrays (rows,) by column, NaN where it logged nothing. A run that
+    diverged has one row, where it ended, without a return."""
 
     name: str
     path: Path  # its folder, or the packed table that it is in
     record: dict
     curves: dict
+
+    @property
+    def diverged(self):
+        return has_diverged(self.record)
+
+
+def has_diverged(record):
+    """Whether it is the run.json of a run that ended with a non-finite loss."""
+    return record["status"] == "failed" and str(record.get("error")).startswith(DIVERGED)
 
 
 def is_number(value, low=-math.inf):
@@ -130,7 +142,7 @@ def check_record(path, record):
     """`record` if it is one of a run of the scripts."""
     check(path, record, RECORD)
     check(path, record["args"], ARGS, " in args")
-    if record["status"] == "finished":
+    if record["status"] == "finished" or has_diverged(record):
         check(path, record, FINISHED)
     return record
 
@@ -187,6 +199,8 @@ def check_end(path, record, last):
     step, budget = record["global_step"], record["args"]["total_timesteps"]
     if last != step:
         raise Damaged(path, f"ends at step {last:.0f}, and the run at {step}")
+    if has_diverged(record):
+        return
     if not step <= budget < 2 * step:  # a budget is cut down to whole rollouts, so it is half used at least
         raise Damaged(path, f"ends at step {step} of {budget}")
 
@@ -199,19 +213,34 @@ def read_run(folder):
     return Run(folder.name, folder, record, read_curves(folder, record))
 
 
+def read_result(folder):
+    """The run in a folder if it is finished or has diverged. Raises Damaged for any other."""
+    record = read_record(folder)
+    if has_diverged(record):
+        curves = {STEP: np.array([float(record["global_step"])]), RETURN: np.array([math.nan])}
+        return Run(folder.name, folder, record, curves)
+    return read_run(folder)
+
+
 def finished_record(folder):
     """The record of the finished run in a folder, or None."""
+    record = result_record(folder)
+    return None if record is None or has_diverged(record) else record
+
+
+def result_record(folder):
+    """The record of the run in a folder if it is finished or has diverged, or None."""
     try:
         stamps = [(folder / name).stat() for name in ("run.json", "progress.csv")]
     except OSError:
         return None
-    return _finished_record(folder, tuple((stamp.st_mtime_ns, stamp.st_size) for stamp in stamps))
+    return _result_record(folder, tuple((stamp.st_mtime_ns, stamp.st_size) for stamp in stamps))
 
 
 @cache
-def _finished_record(folder, _):
+def _result_record(folder, _):
     try:
-        return read_run(folder).record
+        return read_result(folder).record
     except Damaged:
         return None
 
@@ -226,7 +255,7 @@ def same_run(record, args, sha256):
 
 
 def write_packed(path, runs):
-    """Pack finished runs into one table. The same runs give the same bytes."""
+    """Pack results of runs into one table. The same runs give the same bytes."""
     packed = {run.name: (pack_record(run.record), pack_curves(run)) for run in runs}
     tags = sorted({tag for _, curves in packed.values() for tag in curves} - {STEP})
     text = io.StringIO()
@@ -241,7 +270,7 @@ def write_packed(path, runs):
 
 def pack_record(record):
     """JSON of what is read of a record."""
-    record = {key: record[key] for key in (*RECORD, *FINISHED)}
+    record = {key: record[key] for key in (*RECORD, *FINISHED, *(["error"] if has_diverged(record) else []))}
     return json.dumps(record, sort_keys=True, separators=(",", ":"))
 
 
@@ -250,11 +279,11 @@ def pack_curves(run):
     budget, steps = run.record["args"]["total_timesteps"], run.curves[STEP]
     grid = np.linspace(budget / POINTS, budget, POINTS)
     inside = (grid > steps[0]) & (grid < steps[-1])
-    result = {STEP: [steps[0], *grid[inside], steps[-1]]}
+    result = {STEP: [steps[0], *grid[inside], *steps[1:][-1:]]}
     for tag in PACKED_TAGS:
         if tag in run.curves:
             values = run.curves[tag]
-            result[tag] = [values[0], *on_grid(run.curves, tag, budget)[inside], values[-1]]
+            result[tag] = [values[0], *on_grid(run.curves, tag, budget)[inside], *values[1:][-1:]]
     digits = {STEP: 12, RETURN: 6}
     return {tag: " ".join(f"{x:.{digits.get(tag, 4)}g}" for x in values) for tag, values in result.items()}
 
@@ -278,7 +307,7 @@ def read_packed(path):
         except (ValueError, RecursionError) as error:
             raise Damaged(path, f"has no JSON object as the record of {name}") from error
         record = check_record(path, record)
-        if record["status"] != "finished" or name in runs:
+        if not (record["status"] == "finished" or has_diverged(record)) or name in runs:
             raise Damaged(path, f"has {name} twice or unfinished")
         known = {tag: cell.split(" ") for tag, cell in zip(columns[2:], cells, strict=True) if cell}
         if len({len(values) for values in known.values()}) != 1:

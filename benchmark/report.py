@@ -59,20 +59,19 @@ from reading import (
     POINTS,
     RETURN,
     Damaged,
-    Run,
+    has_diverged,
     on_grid,
-    read_curves,
     read_manifest,
     read_packed,
     read_record,
     read_references,
+    read_result,
     same_run,
 )
 
 REFERENCE_EPISODES = 100, 10_000  # of the random policy: at least, and at most until its mean is known well enough:
 REFERENCE_ERROR = 0.01  # standard error, as a share of the distance to the threshold
 REFERENCE_STEPS = 1_000_000  # a random policy whose first episodes take longer than these in all has no reference
-DIVERGED = "error: non-finite loss"  # how the scripts' message begins
 SETUP = {"run_dir", "resume", "seed", "exp_name", "torch_threads", "capture_video"}
 SETUP |= {"track", "wandb_project_name", "wandb_entity"}
 SHARED = ("total_timesteps", "env_kwargs", "max_episode_steps")  # alike in all arms, but the first, in all algorithms
@@ -117,14 +116,11 @@ def find_runs(folder):
         except Damaged as error:
             problems[run.name] = str(error)
             continue
-        if record["status"] == "failed" and str(record.get("error")).startswith(DIVERGED):
-            found[run] = Run(run.name, run, record | {"diverged": True}, {RETURN: np.array([math.nan])})
-            continue
-        if record["status"] != "finished":
+        if record["status"] != "finished" and not has_diverged(record):
             problems[run.name] = record["status"]
             continue
         try:
-            found[run] = Run(run.name, run, record, read_curves(run, record))
+            found[run] = read_result(run)
         except Damaged as error:
             damage.append(str(error))
     if damage:
@@ -152,8 +148,7 @@ def read_runs(folder):
         args = run.record["args"]
         algo, _, arm = args["exp_name"].partition("_")
         env_id, seed = args["env_id"], args["seed"]
-        diverged = "diverged" in run.record
-        if not diverged and not np.isfinite(run.curves[RETURN]).any():
+        if not run.diverged and not np.isfinite(run.curves[RETURN]).any():
             problems[run.name] = "no episode ended"
             continue
         key = (env_id, algo, arm)
@@ -166,7 +161,7 @@ def read_runs(folder):
             fail(f"{folder} holds {env_id} {algo} {arm} seed {seed} twice; remove one")
         finished.add((*key, seed))
         row = {"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": args["total_timesteps"]}
-        rows.append(row | {"wall_time": run.record["wall_time"], "diverged": diverged})
+        rows.append(row | {"wall_time": run.record["wall_time"], "diverged": run.diverged})
         curves.append(run.curves)
     names = {run.name for run in found}
     for name, planned in read_manifest(folder).get("runs", {}).items():

@@ -42,11 +42,12 @@ from reading import (
     PACKED,
     VERDICT_SEEDS,
     Damaged,
-    finished_record,
+    has_diverged,
     read_manifest,
     read_packed,
     read_record,
     read_references,
+    result_record,
     same_run,
 )
 
@@ -146,8 +147,9 @@ class Job:
             return False
 
     def record(self, packed):
-        """run.json of the finished run with these settings and this script, packed or not, or None."""
-        record = finished_record(self.path)
+        """run.json of the run with these settings and this script that is finished or has diverged, packed or not, or
+        None."""
+        record = result_record(self.path)
         if not self.is_mine(record) and self.path.name in packed:
             record = packed[self.path.name].record
         return record if self.is_mine(record) else None
@@ -288,7 +290,7 @@ def refuse_other_settings(out, jobs, packed):
     arms = {(job.args["env_id"], job.args["exp_name"]): job for job in jobs}
     budgets = {(e, name.partition("_")[0]): job.args["total_timesteps"] for (e, name), job in arms.items()}
     planned = {job.path.name for job in jobs}
-    found = [(path.name, record) for path in sorted((out / "runs").glob("*")) if (record := finished_record(path))]
+    found = [(path.name, record) for path in sorted((out / "runs").glob("*")) if (record := result_record(path))]
     found = [(name, record) for name, record in found if name not in planned]  # which are replaced
     found += [(f"{PACKED}: {name}", run.record) for name, run in packed.items()]
     for name, record in found:
@@ -323,7 +325,8 @@ def write_manifest(out, jobs, packed, command=None):
     for job in jobs:
         run = {"script": job.script, "flags": shlex.join(job.flags), "status": "planned", "wall_time": None}
         if record := job.record(packed):
-            run |= {"status": "finished", "wall_time": round(record["wall_time"], 2)}
+            status = "diverged" if has_diverged(record) else "finished"
+            run |= {"status": status, "wall_time": round(record["wall_time"], 2)}
             run["git_commit"] = record["versions"].get("git_commit")
         elif job.log.exists():  # it was begun, now or by an earlier sweep
             run["status"] = "failed"
@@ -358,7 +361,7 @@ class Runner:
             )
 
     def run(self, job):
-        """(record, why): the finished run, run now unless it has been, or None and the end of what it said."""
+        """(record, why): the run's result, run now unless it has been, or None and the end of what it said."""
         try:
             job.path.parent.mkdir(parents=True, exist_ok=True)
             job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -430,6 +433,8 @@ def sweep(args, jobs, packed):
             if record is None:
                 failed.append(job)
                 result = f"FAILED:\n    {why}"
+            elif has_diverged(record):
+                result = f"diverged, which scores 0: {record['error'].removeprefix('error: ')}"
             elif record["final_return"] is not None:
                 result = f"return {record['final_return']:.1f}"
             state = f"{done}/{len(jobs)}, {len(failed)} failed, {clock(elapsed)} elapsed, {clock(left)} left"

@@ -62,8 +62,9 @@ def commands(*flags):
 
 
 def starts(folder):
-    """When each finished run in the folder was started: its event files, whose names hold the time."""
-    records = [path for path in (folder / "runs").glob("*/run.json") if '"finished"' in path.read_text()]
+    """When each run in the folder that has a result was started: its event files, whose names hold the time."""
+    records = (folder / "runs").glob("*/run.json")
+    records = [path for path in records if any(x in path.read_text() for x in ('"finished"', "non-finite loss"))]
     return {path.parent.name: [e.name for e in path.parent.glob("events.out.tfevents.*")] for path in records}
 
 
@@ -176,30 +177,66 @@ def test_bad_input_is_one_line(tmp_path, flags, words):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """One environment, two seeds, few steps, an arm that fails: the folder, and what the sweep said."""
+    """One environment, two seeds, few steps, an arm that diverges: the folder, and what the sweep said."""
     out = tmp_path_factory.mktemp("sweep") / "out"
     return out, *sweep("--out", out, *TINY_SWEEP)
 
 
 def test_through_to_the_report(tiny):
-    """The failed arm is named with the end of its log, the others go on, the status says so, the report marks it."""
+    """An arm that diverges has results, which score 0; nothing is missing."""
     out, status, stdout, stderr = tiny
-    assert status == 1 and "2 of 6 runs failed" in stderr and "ppo_bad 1" in stderr
-    assert "non-finite loss" in stdout and "exit status 1" in stdout and "[6/6, 2 failed" in stdout
+    assert status == 0 and "failed:" not in stderr
+    assert stdout.count("diverged, which scores 0: non-finite loss at update") == 2 and "[6/6, 0 failed" in stdout
     text = (out / "report.md").read_text()
-    assert "Missing: 2 runs" in text and "ppo_bad 1: failed" in text
+    assert "Missing" not in text and "non-finite loss: 2 runs" in text
+    runs = pd.read_csv(out / "report" / "runs.csv")
+    assert list(runs.norm_final[runs.arm == "bad"]) == [0, 0]
     assert "| CartPole-v1 | ppo | acpg | auc | 2 |" in text
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["git_commit"] is not None and manifest["packages"]["torch"] and manifest["cpu"]
-    assert {run["status"] for run in manifest["runs"].values()} == {"finished", "failed"}
-    assert all(run["wall_time"] > 0 for run in manifest["runs"].values() if run["status"] == "finished")
+    assert {run["status"] for run in manifest["runs"].values()} == {"finished", "diverged"}
+    assert all(run["wall_time"] > 0 for run in manifest["runs"].values())
+
+
+FRAGILE = """
+import sys
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Fragile(CartPoleEnv):
+    def step(self, action):
+        if any("ppo_bad" in word for word in sys.argv):
+            raise RuntimeError("it broke")
+        return super().step(action)
+
+gym.register("Fragile-v0", Fragile, max_episode_steps=100)
+"""
+
+
+@pytest.fixture
+def fragile(tmp_path):
+    """An environment that fails in the runs of the arm "bad"."""
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    with patch.dict(ENV, {"PYTHONPATH": str(tmp_path)}):
+        yield "fragile:Fragile-v0"
+
+
+@pytest.mark.slow
+def test_a_run_that_fails(fragile, tmp_path):
+    """It is named with the end of its log, the others go on, the status says so, the report lists it; it is run again."""
+    flags = "--out", tmp_path / "out", *ONE, "--envs", fragile, "--arms", "baseline", "bad=acpg"
+    for before in (0, 1):
+        status, stdout, stderr = sweep(*flags)
+        assert status == 1 and "1 of 2 runs failed" in stderr and "ppo_bad 1" in stderr
+        assert "it broke" in stdout and "exit status 1" in stdout and f"{before} of them finished" in stdout
+    assert "ppo_bad 1: failed" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_second_time_keeps_what_is_finished(tiny):
     out, before = tiny[0], starts(tiny[0])
     status, stdout, _ = sweep("--out", out, *TINY_SWEEP)
-    assert status == 1 and "4 of them finished before" in stdout
-    assert starts(out) == before and len(before) == 4
+    assert status == 0 and "6 of them finished before" in stdout
+    assert starts(out) == before and len(before) == 6
 
 
 def pack(folder, *flags):
@@ -214,16 +251,20 @@ def test_packed_runs_are_finished(tiny, tmp_path):
     shutil.copytree(tiny[0], out)
     note = out / "runs" / "CartPole-v1__ppo_acpg__2" / "note.txt"
     note.write_text("mine")
+    killed = out / "runs" / "CartPole-v1__ppo_acpg__3"
+    shutil.copytree(out / "runs" / "CartPole-v1__ppo_baseline__1", killed)
+    record = json.loads((killed / "run.json").read_text()) | {"status": "interrupted"}
+    (killed / "run.json").write_text(json.dumps(record))
     result = pack(out, "--remove")
-    assert result.returncode == 0 and "4 runs in" in result.stdout, result.stderr
-    assert "not packed" in result.stdout and "is of a run that is failed" in result.stdout
+    assert result.returncode == 0 and "6 runs in" in result.stdout, result.stderr
+    assert "not packed" in result.stdout and "is of a run that is interrupted" in result.stdout
     assert "holds other files" in result.stdout and [*note.parent.iterdir()] == [note]
-    assert len(list((out / "runs").iterdir())) == 2 + 1
-    status, stdout, stderr = sweep("--out", out, *TINY_SWEEP[:-3], "baseline", "acpg")
-    assert status == 0 and "4 runs, 4 of them finished before" in stdout, stderr
-    assert "4 runs, 2 missing" in stdout
+    assert {path.name for path in (out / "runs").iterdir()} == {note.parent.name, killed.name}
+    status, stdout, stderr = sweep("--out", out, *TINY_SWEEP)
+    assert status == 0 and "6 runs, 6 of them finished before" in stdout, stderr
+    assert "6 runs, 1 missing" in stdout
     text = (out / "report.md").read_text()
-    assert "4 finished runs" in text
+    assert "non-finite loss: 2 runs" in text and f"{killed.name.replace('__', ' ')}: interrupted" in text
     status, stdout, stderr = sweep("--out", out, *ONE, "--extra=--gamma 0.9")
     assert status == 1 and "packed.csv.gz: CartPole-v1__ppo_" in stderr and stderr.count("\n") == 1
 
@@ -430,12 +471,12 @@ def test_printed_commands_run_anywhere(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(slurm_node.why_not()), reason=slurm_node.why_not() or "-")
-def test_slurm(tmp_path):
+def test_slurm(fragile, tmp_path):
     """A job array on a real single-node SLURM, an arm of which fails, and the report job that waits for its end."""
     with slurm_node.slurm(tmp_path / "slurm") as env:
         out = tmp_path / "out"
         command = ["bash", str(ROOT / "benchmark.sh"), "--out", str(out), *ONE, "--seeds", "1", "2", "--slurm"]
-        command += ["--arms", "baseline", "bad=acpg:--learning-rate=1e30", "--slurm-args=--time=10 --comment='a b'"]
+        command += ["--arms", "baseline", "bad=acpg", "--envs", fragile, "--slurm-args=--time=10 --comment='a b'"]
         result = subprocess.run(command, env=ENV | env, capture_output=True, text=True)
         assert result.returncode == 0 and "submitted 4 runs" in result.stdout, result.stderr
         waits = ["squeue", "--noheader", "--name=acpg-report", "--format=%E"]

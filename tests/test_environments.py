@@ -95,7 +95,7 @@ def step_in(line):
 def check_files(script, run_dir, *more):
     """Logs and model.pt are whole, and hold what a run that ended at the last entry leaves."""
     record = read_record(run_dir)
-    assert record["status"] == "failed"
+    assert record["status"] == "failed" and record["error"]
     events, texts = read_events(run_dir)
     assert texts
     saved = torch.load(run_dir / "model.pt", weights_only=True)

@@ -258,6 +258,28 @@ def test_packing_keeps_what_a_report_reads(tmp_path):
         assert np.isnan(other.curves["charts/episodic_return"][0]) and other.curves["collapse/nc1"][0] == 0.2
 
 
+def test_a_run_that_diverged_is_a_result(tmp_path):
+    """Read from its folder and from a packed table; one that failed for another reason is none."""
+    error = "error: non-finite loss at update 3 (step 9): x"
+    write_run(tmp_path, seed=1, status="failed", error=error, global_step=9, final_return=None)
+    write_run(tmp_path, seed=2, status="failed", error="error: at step 9: ValueError: y")
+    write_run(tmp_path, seed=3)
+    diverged, failed, finished = sorted((tmp_path / "runs").iterdir())
+    (diverged / "progress.csv").write_text("half a r")  # what it logged does not matter
+    assert refused(lambda: reading.read_run(diverged), diverged / "run.json")
+    assert refused(lambda: reading.read_result(failed), failed / "run.json")
+    assert reading.finished_record(diverged) is reading.result_record(failed) is None
+    assert reading.result_record(diverged)["error"] == error
+    runs = [reading.read_result(path) for path in (diverged, finished)]
+    assert [run.diverged for run in runs] == [True, False]
+    reading.write_packed(tmp_path / reading.PACKED, runs)
+    packed = reading.read_packed(tmp_path / reading.PACKED)
+    assert packed[diverged.name].diverged and not packed[finished.name].diverged
+    assert packed[diverged.name].record["error"] == error
+    for run in (runs[0], packed[diverged.name]):
+        assert list(run.curves[reading.STEP]) == [9] and np.isnan(run.curves[reading.RETURN]).all()
+
+
 @pytest.mark.slow
 def test_a_report_of_packed_runs_is_that_of_the_runs(tmp_path):
     """Whether both are there or the table alone."""

@@ -373,6 +373,7 @@ def test_run_is_described(script, tmp_path):
     train(script, "ConstantReward", tmp_path / "run", *tiny(script), "--gamma", 0.83, "--exp-name", "described")
     record = helpers.read_record(tmp_path / "run")
     args = record["args"]
+    assert record["status"] == "finished" and record["error"] is None
     assert (args["gamma"], args["exp_name"], args["num_envs"], args["max_grad_norm"]) == (0.83, "described", 2, 0.5)
     text = json.dumps(record)
     for version in (torch.__version__, gym.__version__, np.__version__):
