@@ -223,7 +223,7 @@ def fragile(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_fails(fragile, tmp_path):
-    """It is named with the end of its log, the others go on, the status says so, the report lists it; it is run again."""
+    """It is named with the end of its log, the others go on, the status says so, it is missing, and run again."""
     flags = "--out", tmp_path / "out", *ONE, "--envs", fragile, "--arms", "baseline", "bad=acpg"
     for before in (0, 1):
         status, stdout, stderr = sweep(*flags)
