@@ -7,21 +7,18 @@
     python studies/learning.py report-a2c
     python studies/learning.py report-reinforce
     python studies/learning.py report-trpo       # nothing of TRPO was tuned
-    python studies/learning.py cartpole          # seeds 1..5: all six scripts on CartPole-v1
     python studies/learning.py tune-minatar      # seeds 101..102: learning rates on MinAtar's Breakout
     python studies/learning.py minatar           # seeds 1..2: PPO on three games of MinAtar
     python studies/learning.py large-actions     # seeds 1..3: PPO with 51 and 25 actions
 
 Runs land in runs/learning/ and are kept: a run that finished with the same arguments and script is not repeated.
-Prints markdown; --figure draws the curves.
+What they say goes to results/learning/NAME.csv, a row a run, and NAME_curves.csv, of which studies/tables.py makes the
+tables of docs/learning.md. --figure draws the curves, with --report-only from what is there.
 """
 
 import csv
-import hashlib
-import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +32,10 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
 from evaluate import check_numbers  # noqa: E402
+from reading import RETURN, STEP, Damaged, finished_record, read_run  # noqa: E402
+from sweep import digest  # noqa: E402
 
+RESULTS = ROOT / "results" / "learning"
 RUNS = ROOT / "runs" / "learning"
 RATES = ("2.5e-4", "8e-4", "2e-3")
 TANH = "--feature-constraint tanh --etf-scale 1 --feature-gain 0.1"
@@ -87,11 +87,6 @@ STUDIES["report-trpo"] = [
     for env, steps in (("CartPole-v1", 300_000), ("LunarLander-v3", 500_000))
     for n, s in ARMS
 ]
-STUDIES["cartpole"] = [
-    (name.replace("CartPole-v1", a.upper()), *run)
-    for a in ("ppo", "a2c", "reinforce")
-    for name, *run in STUDIES[f"report-{a}"][:2]
-]
 # the larger rate won in both arms: docs/learning.md
 MINATAR = "--env-id environments.minatar:MinAtar-{}-v0 --num-envs 16 --total-timesteps 500000 --learning-rate {}"
 STUDIES["tune-minatar"] = [
@@ -141,94 +136,68 @@ class Args:
     """runs at a time"""
     figure: Path | None = None
     """draw the learning curves to this file"""
+    report_only: bool = False
+    """run nothing: only draw, from results/learning"""
 
 
 def run_once(script, flags, seed):
+    """The finished run, made now unless it has been."""
     folder = RUNS / "__".join([script, flags.replace("--", "").replace(" ", "_"), str(seed)])
-    try:
-        record = json.loads((folder / "run.json").read_text())
-    except OSError:
-        record = {}
-    digest = hashlib.sha256((ROOT / f"{script}.py").read_bytes()).hexdigest()
-    if record.get("status") != "finished" or record["script_sha256"] != digest:
-        command = [
-            sys.executable,
-            str(ROOT / f"{script}.py"),
-            *flags.split(),
-            "--seed",
-            str(seed),
-            "--run-dir",
-            str(folder),
-        ]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        record = json.loads((folder / "run.json").read_text())
-    with open(folder / "progress.csv") as file:
-        rows = list(csv.DictReader(file))
-    record["rows"] = rows
-    record["auc"] = float(
-        np.mean([float(row["charts/episodic_return"]) for row in rows if row["charts/episodic_return"]])
-    )
-    print(f"{script} {flags} seed {seed}: {record['final_return']:.1f}", file=sys.stderr, flush=True)
-    return record
+    record = finished_record(folder)
+    if record is None or record["script_sha256"] != digest(f"{script}.py"):
+        command = [sys.executable, str(ROOT / f"{script}.py"), *flags.split(), "--seed", str(seed)]
+        command += ["--run-dir", str(folder)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        if result.returncode:
+            raise Damaged(folder, f"failed: {result.stderr.strip().splitlines()[-1:]}")
+    run = read_run(folder)
+    print(f"{script} {flags} seed {seed}: {run.record['final_return']:.1f}", file=sys.stderr, flush=True)
+    return run
 
 
-def mean_error(values):
-    """Mean and standard error over seeds, of the finite values."""
-    values = np.array(values, dtype=float)
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return "undefined"
-    return (
-        f"{values.mean():.3g} +- {values.std(ddof=1) / len(values) ** 0.5:.2g}"
-        if len(values) > 1
-        else f"{values[0]:.3g}"
-    )
+def rows_of(run, arm, seed):
+    """(a row of NAME.csv, those of NAME_curves.csv): a run's final return, its area, the collapse metrics of the
+    untrained and the trained network with their nulls, and its curve as running means over a twentieth of it."""
+    curves, row = run.curves, {"arm": arm, "seed": seed}
+    known = np.isfinite(curves[RETURN])
+    steps, returns = curves[STEP][known], curves[RETURN][known]
+    row |= {"final": run.record["final_return"], "auc": returns.mean()}
+    for name, group, at in (("untrained", "collapse", 0), ("trained", "collapse", -1), ("null", "collapse_null", -1)):
+        row |= {f"{name}_{m}": curves[f"{group}/{m}"][at] for m in COLLAPSE if f"{group}/{m}" in curves}
+    width = math.ceil(len(steps) / 20)  # of the running mean
+    steps, returns = (np.convolve(x, np.full(width, 1 / width), "valid") for x in (steps, returns))
+    shown = np.unique(np.linspace(0, len(steps) - 1, 60).round().astype(int))
+    curve = [{"arm": arm, "seed": seed, "step": round(steps[i]), "return": returns[i]} for i in shown]
+    return row, curve
 
 
-def collapse_tables(studies):
-    """A table for each arm: untrained, trained, and the trained network's null."""
-    for name, records in studies:
-        print(f"\n{name}:\n\n| metric | untrained | trained | trained, labels permuted |\n|---|---|---|---|")
-        for metric in COLLAPSE:
-            columns = [
-                collapse(records, *at, metric) for at in (("collapse", 0), ("collapse", -1), ("collapse_null", -1))
-            ]
-            print(f"| `{metric}` | {' | '.join(columns)} |")
+def write(path, rows):
+    """A CSV of six digits, an empty cell where there is no number."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = lambda value: f"{value:.6g}" if isinstance(value, float) else value  # noqa: E731
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: "" if v != v else text(v) for k, v in row.items()} for row in rows)
 
 
-def collapse(records, group, row, metric):
-    """Mean and standard error of a metric at the first (0) or the last (-1) of each record's measurements."""
-    values = [record["rows"][row].get(f"{group}/{metric}") for record in records]
-    return "" if None in values else mean_error([value or "nan" for value in values])
-
-
-def collapse_table(studies):
-    """One table for all arms, of the trained networks with their nulls."""
-    metrics = ("nc1", "variability_quotient", "alignment", "etf_error", "mean_weight_cosine")
-    print("\n| arm | classes | " + " | ".join(f"`{m}` | null" for m in metrics) + " |")
-    print("|---" * (2 + 2 * len(metrics)) + "|")
-    for name, records in studies:
-        cells = [collapse(records, group, -1, m) for m in metrics for group in ("collapse", "collapse_null")]
-        print(f"| {name} | {collapse(records, 'collapse', -1, 'classes_present')} | {' | '.join(cells)} |")
-
-
-def draw(studies, path):
-    """The learning curve of each run, as running means over a twentieth of it; a panel a task, a colour an arm."""
+def draw(name, path):
+    """The learning curve of each run; a panel a task, a colour an arm."""
     from plots import COLOURS, plt
 
-    tasks, arms = (list(dict.fromkeys(name.rpartition(", ")[part] for name, _ in studies)) for part in (0, 2))
+    with open(RESULTS / f"{name}_curves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    tasks, arms = (list(dict.fromkeys(row["arm"].rpartition(", ")[part] for row in rows)) for part in (0, 2))
     colours = {"baseline": COLOURS["baseline"], "ACPG": COLOURS["acpg"], "random rows": COLOURS["random"]}
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3), layout="constrained", squeeze=False)
-    for name, records in studies:
-        task, _, arm = name.rpartition(", ")
+    for label in dict.fromkeys((row["arm"], row["seed"]) for row in rows):
+        task, _, arm = label[0].rpartition(", ")
         axis = axes[0, tasks.index(task)]
-        for number, record in enumerate(records):
-            rows = [row for row in record["rows"] if row["charts/episodic_return"]]
-            steps, returns = ([float(row[key]) for row in rows] for key in ("global_step", "charts/episodic_return"))
-            width = math.ceil(len(rows) / 20)  # of the running mean
-            steps, returns = (np.convolve(x, np.full(width, 1 / width), "valid") for x in (steps, returns))
-            style = {"color": colours.get(arm, f"C{arms.index(arm)}"), "label": None if number else arm, "lw": 1}
-            axis.plot(steps / 1000, returns, **style)
+        own = [(float(row["step"]) / 1000, float(row["return"])) for row in rows if (row["arm"], row["seed"]) == label]
+        first = arm not in axis.get_legend_handles_labels()[1]
+        colour = colours.get(arm, f"C{arms.index(arm)}")
+        axis.plot(*zip(*own, strict=True), color=colour, label=arm if first else None, linewidth=1)
         axis.set(title=task, xlabel="thousand environment steps")
     axes[0, 0].set_ylabel("episodic return")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
@@ -236,37 +205,36 @@ def draw(studies, path):
 
 
 def main():
-    args = tyro.cli(Args)
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     check_numbers(args, seeds=(0, 2**32 - 1), jobs=(1, 10**4))
     if args.figure and not args.figure.parent.is_dir():
         sys.exit(f"error: --figure: there is no folder {args.figure.parent}")
-    own = {
-        "tune-minatar": range(101, 103),
-        "minatar": range(1, 3),
-        "large-actions": range(1, 4),
-        "cartpole": range(1, 6),
-    }
+    if args.report_only and not (RESULTS / f"{args.study}_curves.csv").is_file():
+        sys.exit(f"error: --report-only: results/learning has nothing of {args.study}; run it first")
+    if not args.report_only:
+        run(args)
+    if args.figure:
+        draw(args.study, args.figure)
+
+
+def run(args):
+    """Run what is missing, and write the CSVs."""
+    own = {"tune-minatar": range(101, 103), "minatar": range(1, 3), "large-actions": range(1, 4)}
     seeds = args.seeds or own.get(args.study, range(101, 106) if args.study.startswith("tune") else range(1, 11))
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
-            [pool.submit(run_once, script, flags, seed) for seed in seeds] for _, script, flags in STUDIES[args.study]
+            (pool.submit(run_once, script, flags, seed), name, seed)
+            for name, script, flags in STUDIES[args.study]
+            for seed in seeds
         ]
-    studies = [
-        (name, [future.result() for future in runs])
-        for (name, *_), runs in zip(STUDIES[args.study], futures, strict=True)
-    ]
-    print("| arm | final return, median | each seed | mean +- standard error | area under the curve |")
-    print("|---|---|---|---|---|")
-    for name, records in studies:
-        finals, areas = [[record[key] for record in records] for key in ("final_return", "auc")]
-        each = " ".join(f"{final:.0f}" for final in finals)
-        print(f"| {name} | {statistics.median(finals):.1f} | {each} | {mean_error(finals)} | {mean_error(areas)} |")
-    if args.study.startswith("report"):
-        collapse_tables(studies)
-    elif args.study in ("minatar", "large-actions"):
-        collapse_table(studies)
-    if args.figure:
-        draw(studies, args.figure)
+        try:
+            rows = [rows_of(future.result(), name, seed) for future, name, seed in futures]
+        except Damaged as error:
+            pool.shutdown(cancel_futures=True)
+            sys.exit(f"error: {error}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write(RESULTS / f"{args.study}.csv", [row for row, _ in rows])
+    write(RESULTS / f"{args.study}_curves.csv", [point for _, curve in rows for point in curve])
 
 
 if __name__ == "__main__":

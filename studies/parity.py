@@ -4,8 +4,9 @@
     python studies/parity.py                 # all comparisons
     python studies/parity.py --algos trpo    # those of TRPO, with sb3-contrib's
 
-Runs land in runs/parity/ and are kept: a run finished by the same script is not repeated. Prints markdown. The
-mapping of the hyperparameters and the margins, which were fixed before the runs, are explained in docs/parity.md.
+Runs land in runs/parity/ and are kept: a run finished by the same script is not repeated. What they say goes to
+results/parity/runs.csv, a row a run, and parity.csv, of which studies/tables.py makes the table of docs/parity.md. It
+also has the mapping of the hyperparameters and the margins, which were fixed before the runs.
 """
 
 import csv
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from evaluate import check_numbers  # noqa: E402
 
 RUNS = ROOT / "runs" / "parity"
+RESULTS = ROOT / "results" / "parity"
 MARGINS = {"CartPole-v1": {"auc": 25, "final": 25}, "LunarLander-v3": {"auc": 40, "final": 60}}
 
 
@@ -46,11 +48,11 @@ class Comparison:
     """further flags of our script"""
     sb3: dict
     """what they correspond to in Stable-Baselines3"""
-    seeds: int
+    seeds: int = 20
     """how many"""
     anneal: bool = True
-    first: int = 1
-    """the first of the seeds"""
+    first: int = 201
+    """the first of the seeds: none below had a part in choosing anything"""
 
     @property
     def steps(self):
@@ -74,14 +76,13 @@ ZOO_LUNAR = "--no-clip-vloss --num-minibatches 32 --gamma 0.999 --gae-lambda 0.9
 TRPO = {"batch_size": 128, "cg_max_steps": 10}
 COMPARISONS = [
     Comparison(
-        *("PPO, plain value loss", "ppo", "CartPole-v1", 390, 8, 32, 1e-3, ZOO_CARTPOLE),
+        *("PPO", "ppo", "CartPole-v1", 390, 8, 32, 1e-3, ZOO_CARTPOLE),
         PPO | {"n_epochs": 20, "batch_size": 256, "gamma": 0.98, "gae_lambda": 0.8, "ent_coef": 0.0},
         seeds=40,
     ),
     Comparison(
-        *("PPO, plain value loss", "ppo", "LunarLander-v3", 146, 16, 128, 3e-4, ZOO_LUNAR),
+        *("PPO", "ppo", "LunarLander-v3", 146, 16, 128, 3e-4, ZOO_LUNAR),
         PPO | {"batch_size": 64, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.01},
-        seeds=12,
     ),
     Comparison(
         *("A2C", "a2c", "CartPole-v1", 5000, 8, 5, 7e-4, ""),
@@ -90,29 +91,17 @@ COMPARISONS = [
         anneal=False,
     ),
     Comparison(
-        *("PPO, plain value loss, fresh seeds", "ppo", "CartPole-v1", 390, 8, 32, 1e-3, ZOO_CARTPOLE),
-        PPO | {"n_epochs": 20, "batch_size": 256, "gamma": 0.98, "gae_lambda": 0.8, "ent_coef": 0.0},
-        seeds=40,
-        first=41,
+        *("A2C", "a2c", "LunarLander-v3", 5000, 8, 5, 8.3e-4, "--gamma 0.995 --ent-coef 1e-5"),
+        {"vf_coef": 0.5, "ent_coef": 1e-5, "gamma": 0.995},
     ),
     Comparison(
-        *("PPO, defaults, plain value loss", "ppo", "CartPole-v1", 976, 4, 128, 2.5e-4, "--no-clip-vloss"),
-        PPO | {"batch_size": 128, "ent_coef": 0.01},
+        *("TRPO", "trpo", "CartPole-v1", 98, 4, 512, 1e-3, "--max-grad-norm 1e9", TRPO),
         seeds=10,
+        anneal=False,
     ),
     Comparison(
-        *("PPO, clipped value losses (which differ)", "ppo", "CartPole-v1", 390, 4, 128, 2e-3, "--clip-vloss"),
-        PPO | {"batch_size": 128, "ent_coef": 0.01, "clip_range_vf": 0.2},
-        seeds=10,
-    ),
-    Comparison(
-        *("PPO, clipped value losses (which differ)", "ppo", "LunarLander-v3", 390, 4, 128, 2e-3, "--clip-vloss"),
-        PPO | {"batch_size": 128, "ent_coef": 0.01, "clip_range_vf": 0.2},
-        seeds=10,
-    ),
-    *(
-        Comparison("TRPO", "trpo", env_id, 98, 4, 512, 1e-3, "--max-grad-norm 1e9", TRPO, seeds=10, anneal=False)
-        for env_id in ("CartPole-v1", "LunarLander-v3")
+        *("TRPO", "trpo", "LunarLander-v3", 98, 4, 512, 1e-3, "--max-grad-norm 1e9", TRPO),
+        anneal=False,
     ),
 ]
 
@@ -227,29 +216,48 @@ def main():
             ]
             for comparison in chosen
         ]
-    print(
-        "| comparison | environment, steps, lr | seeds | measure | ours | SB3 | difference, 95 % | margin | verdict |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    rows, table = [], []
     for comparison, curves in zip(chosen, futures, strict=True):
         curves = [[future.result() for future in row] for row in curves]
         assert {len(curve) for row in curves for curve in row} == {len(curves[0][0])}  # both in the same windows
-        for measure, part in (("auc", 1.0), ("final", 0.1)):
-            ours, theirs = (
-                np.array([np.nanmean(curve[-round(part * len(curve)) :]) for curve in row]) for row in curves
-            )
+        own = {"comparison": comparison.name, "env": comparison.env_id, "steps": comparison.steps}
+        own |= {"learning_rate": comparison.learning_rate}
+        scores = {}
+        for program, row in zip(("ours", "SB3"), curves, strict=True):
+            for i, curve in enumerate(row):
+                final = curve[-round(len(curve) / 10) :]
+                rows.append(own | {"program": program, "seed": comparison.first + i})
+                rows[-1] |= {"auc": np.nanmean(curve), "final": np.nanmean(final)}
+            scores[program] = rows[-len(row) :]
+        for measure in ("auc", "final"):
+            ours, theirs = (np.array([row[measure] for row in scores[program]]) for program in ("ours", "SB3"))
             interval = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
             margin = MARGINS[comparison.env_id][measure]
             inside = max(abs(interval.low), abs(interval.high)) < margin
-            cells = [
-                comparison.name,
-                f"{comparison.env_id}, {comparison.steps:,}, {comparison.learning_rate}",
-                str(len(ours)),
-            ]
-            cells += [measure, *(f"{x.mean():.1f} (sd {x.std(ddof=1):.1f})" for x in (ours, theirs))]
-            cells += [f"{ours.mean() - theirs.mean():+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]", str(margin)]
             verdict = "equivalent" if inside else "not decided" if interval.low < 0 < interval.high else "different"
-            print(f"| {' | '.join(cells)} | {verdict} |", flush=True)
+            values = {"seeds": len(ours), "measure": measure, "ours": ours.mean(), "ours_sd": ours.std(ddof=1)}
+            values |= {"sb3": theirs.mean(), "sb3_sd": theirs.std(ddof=1), "difference": ours.mean() - theirs.mean()}
+            table.append(own | values | {"low": interval.low, "high": interval.high, "margin": margin})
+            table[-1] |= {"verdict": verdict}
+            print(f"{comparison.name}, {comparison.env_id}, {measure}: {verdict}", flush=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write(RESULTS / "runs.csv", rows)
+    write(RESULTS / "parity.csv", table)
+
+
+def write(path, rows):
+    """A CSV of these rows, and of those there of other comparisons, in the protocol's order."""
+    order = {(comparison.name, comparison.env_id): i for i, comparison in enumerate(COMPARISONS)}
+    place = lambda row: order.get((row["comparison"], row["env"]), -1)  # noqa: E731
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if place(row) not in {-1, *map(place, rows)}] + rows
+    rows = sorted(rows, key=place)
+    text = lambda value: f"{value:.6g}" if isinstance(value, float) else value  # noqa: E731
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: text(value) for key, value in row.items()} for row in rows)
 
 
 if __name__ == "__main__":

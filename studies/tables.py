@@ -9,6 +9,7 @@ import re
 import statistics
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -99,7 +100,62 @@ def emergence():
     return table(["", *header], rows)
 
 
-TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence}
+def mean_error(values):
+    """Mean and standard error over seeds, of those that are defined."""
+    values = [float(value) for value in values if value]
+    if len(values) < 2:
+        return f"{values[0]:.3g}" if values else "undefined"
+    return f"{statistics.fmean(values):.3g} +- {statistics.stdev(values) / len(values) ** 0.5:.2g}"
+
+
+def by_arm(study):
+    """{arm: its rows} of a study of studies/learning.py."""
+    rows = read(f"learning/{study}.csv")
+    return {arm: [row for row in rows if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in rows)}
+
+
+def learning(study):
+    """What each arm of a study learned."""
+    lines = []
+    for arm, rows in by_arm(study).items():
+        finals = [float(row["final"]) for row in rows]
+        each = " ".join(f"{final:.0f}" for final in finals)
+        errors = (mean_error([row[key] for row in rows]) for key in ("final", "auc"))
+        lines.append([arm, f"{statistics.median(finals):.1f}", each, *errors])
+    header = ["arm", "final return, median", "each seed", "mean +- standard error", "area under the curve"]
+    return table(header, lines)
+
+
+METRICS = ("nc1", "variability_quotient", "alignment", "etf_error", "mean_weight_cosine")
+
+
+def collapse(study):
+    """The metrics of each arm's trained networks beside their nulls."""
+    lines = []
+    for arm, rows in by_arm(study).items():
+        cells = [mean_error([row[f"{kind}_{m}"] for row in rows]) for m in METRICS for kind in ("trained", "null")]
+        lines.append([arm, mean_error([row["trained_classes_present"] for row in rows]), *cells])
+    return table(["arm", "classes", *(name for metric in METRICS for name in (f"`{metric}`", "null"))], lines)
+
+
+def parity():
+    lines = []
+    for row in read("parity/parity.csv"):
+        x = {key: float(row[key]) for key in ("ours", "ours_sd", "sb3", "sb3_sd", "difference", "low", "high")}
+        setting = f"{row['env']}, {int(row['steps']):,}, {row['learning_rate']}"
+        numbers = [f"{x[name]:.1f} (sd {x[name + '_sd']:.1f})" for name in ("ours", "sb3")]
+        difference = f"{x['difference']:+.1f} [{x['low']:+.1f}, {x['high']:+.1f}]"
+        lines.append([row["comparison"], setting, row["seeds"], row["measure"], *numbers, difference, row["margin"]])
+        lines[-1].append(row["verdict"])
+    header = ["algorithm", "environment, steps, lr", "seeds", "measure", "ours", "SB3", "difference, 95 %", "margin"]
+    return table([*header, "verdict"], lines)
+
+
+TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence, "parity": parity}
+STUDIES = [f"report-{algo}" for algo in ("ppo", "a2c", "reinforce", "trpo")]
+STUDIES += ["minatar", "large-actions", "tune-ppo", "tune-a2c", "tune-reinforce", "tune-minatar"]
+TABLES |= {f"learning {study}": partial(learning, study) for study in STUDIES}
+TABLES |= {f"collapse {study}": partial(collapse, study) for study in STUDIES}
 PLACE = re.compile(r"<!-- table (.+?) -->\n(.*?)\n?<!-- end -->", re.DOTALL)
 
 
