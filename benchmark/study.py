@@ -3,7 +3,8 @@
     bash benchmark.sh --study benchmark/small.toml
 
 Each [[part]] of the file names its tasks with their budgets, algorithms, arms, the grid that each arm is tuned over,
-seeds for tuning and for the report, and its primary outcomes. docs/benchmark.md explains.
+seeds for tuning and for the report, and its primary outcomes. A part without report seeds only tunes, one whose grid
+has a single value needs no tuning. docs/benchmark.md explains.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 
 import report
 import sweep as sweeps
@@ -26,6 +28,7 @@ from reading import PACKED, RETURN, on_grid, read_packed, read_references, write
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = 8000  # steps a second and core, for the estimate of what a study costs
+MARGIN = 0.05  # normalised differences within it count as none
 PRIMARY = {"final": "final return", "auc": "area under the curve", "grid": "mean over the grid, area under the curve"}
 
 
@@ -47,6 +50,7 @@ class Part:
     values: list
     tuning: dict  # arm: seeds
     report: dict
+    common: dict  # seeds at the one setting for all tasks
     grid: dict  # seeds of runs at all settings, for the sensitivity; arms without are not in it
     algos: list = field(default_factory=lambda: ["ppo"])
     extra: str = ""
@@ -68,7 +72,8 @@ def seeds_of(text, where):
 
 
 def read_study(path):
-    """(parts, thresholds) of a study file; ends in one line that says where it is wrong."""
+    """(parts, primary outcomes as [(outcome, its parts)], thresholds) of a study file; ends in one line that says where
+    it is wrong."""
     try:
         import tomllib
     except ModuleNotFoundError:
@@ -78,8 +83,9 @@ def read_study(path):
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         fail(f"--study {path}: {' '.join(str(error).split())}")
     parts = content.get("part")
-    if unknown := set(content) - {"part", "threshold"}:
-        fail(f"--study {path}: {', '.join(sorted(unknown))}: unknown; a study has [[part]] tables and [threshold]")
+    if unknown := set(content) - {"part", "primary", "threshold"}:
+        known = "a study has [[part]] and [[primary]] tables and [threshold]"
+        fail(f"--study {path}: {', '.join(sorted(unknown))}: unknown; {known}")
     if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
         fail(f"--study {path} has no [[part]]")
     parts = [read_part(part, f"--study {path}, part {i}") for i, part in enumerate(parts, start=1)]
@@ -88,7 +94,28 @@ def read_study(path):
     thresholds = content.get("threshold", {})
     if not isinstance(thresholds, dict) or not all(type(value) in (int, float) for value in thresholds.values()):
         fail(f"--study {path}: [threshold] takes ENV = VALUE")
-    return parts, thresholds
+    outcomes = [(outcome, [part]) for part in parts for outcome in part.primary]
+    named = {part.name: part for part in parts}
+    tables = content.get("primary", [])
+    for table in tables if isinstance(tables, list) else [tables]:
+        wanted = table.get("parts") if isinstance(table, dict) and set(table) == {"outcome", "parts"} else None
+        if not isinstance(wanted, list) or not wanted or not all(name in named for name in wanted):
+            fail(f'--study {path}: [[primary]] takes outcome = "ARM MEASURE" and parts = [names of parts]')
+        for name in wanted:
+            check_outcome(table["outcome"], named[name], f"--study {path}, [[primary]], part {name}")
+        outcomes.append((table["outcome"], [named[name] for name in wanted]))
+    return parts, outcomes, thresholds
+
+
+def check_outcome(outcome, part, where):
+    """Ends in one line if the part's runs cannot say what the primary outcome asks."""
+    arm, _, measure = str(outcome).partition(" ")
+    if arm not in part.names or arm == "baseline" or measure not in PRIMARY or "baseline" not in part.names:
+        fail(f"{where}: primary {outcome!r}; give ARM and {' or '.join(PRIMARY)}, beside a baseline")
+    if measure != "grid" and not part.report:
+        fail(f"{where}: primary {outcome!r} needs seeds of the report")
+    if measure == "grid" and not {arm, "baseline"} <= set(part.grid):
+        fail(f"{where}: primary {outcome!r} needs seeds of the grid for {arm} and baseline")
 
 
 def read_part(table, where):
@@ -111,8 +138,10 @@ def read_part(table, where):
     if set(grid) != {"flag", "values"} or not isinstance(grid["values"], list) or not grid["values"]:
         fail(f'{where}: grid takes flag = "--learning-rate" and values = [...]')
     arms, seeds = list(sweeps.read_arms(table["arms"])), table["seeds"]
-    if unknown := set(seeds) - {"tuning", "report", "grid"} or {"tuning", "report"} - set(seeds):
-        fail(f"{where}: seeds takes tuning and report, and grid if wanted, not or without {', '.join(sorted(unknown))}")
+    needed = ({"tuning"} if len(grid["values"]) > 1 else set()) | ({"report"} if "tuning" not in seeds else set())
+    if wrong := set(seeds) - {"tuning", "report", "common", "grid"} or needed - set(seeds):
+        known = "tuning and report, and common and grid if wanted"
+        fail(f"{where}: seeds takes {known}, not or without {', '.join(sorted(wrong))}")
     found = {}
     for kind, given in seeds.items():
         given = given if isinstance(given, dict) else dict.fromkeys(arms, given)
@@ -120,21 +149,20 @@ def read_part(table, where):
             fail(f"{where}: seeds of {', '.join(sorted(unknown))}, which are no arms")
         found[kind] = {arm: given.get(arm, given.get("others")) for arm in arms}
         found[kind] = {arm: seeds_of(x, f"{where}: {kind}") for arm, x in found[kind].items() if x is not None}
-    if missing := [arm for arm in arms if arm not in found["tuning"] or arm not in found["report"]]:
+    kinds = [found[kind] for kind in ("tuning", "report") if kind in found]
+    if missing := [arm for arm in arms if any(arm not in kind for kind in kinds)]:
         fail(f"{where}: seeds has none for {', '.join(missing)}")
-    used = [set().union(*found.get(kind, {}).values()) for kind in ("tuning", "report", "grid")]
-    if twice := (used[0] & used[1]) | (used[0] & used[2]):
+    used = [set().union(*found.get(kind, {}).values()) for kind in ("tuning", "report", "common", "grid")]
+    if twice := used[0] & set().union(*used[1:]):
         fail(f"{where}: seeds {', '.join(map(str, sorted(twice)))} are for tuning and for the report; keep them apart")
-    for outcome in table.get("primary", ()):
-        arm, _, measure = str(outcome).partition(" ")
-        if arm not in arms or arm == "baseline" or measure not in PRIMARY or "baseline" not in arms:
-            fail(f"{where}: primary {outcome!r}; give ARM and {' or '.join(PRIMARY)}, beside a baseline")
-        if measure == "grid" and not {arm, "baseline"} <= set(found.get("grid", {})):
-            fail(f"{where}: primary {outcome!r} needs seeds of the grid for {arm} and baseline")
     rest = {key: table[key] for key in ("algos", "extra", "primary") if key in table}
     values = [str(value) for value in grid["values"]]
     own = {kind: found.get(kind, {}) for kind in ("tuning", "report", "grid")}
-    return Part(table["name"], table["tasks"], table["arms"], grid["flag"], values, **own, **rest)
+    own["common"] = own["report"] | found.get("common", {})
+    part = Part(table["name"], table["tasks"], table["arms"], grid["flag"], values, **own, **rest)
+    for outcome in part.primary:
+        check_outcome(outcome, part, where)
+    return part
 
 
 # Its runs
@@ -221,11 +249,13 @@ def choose(scores, part):
 
 
 def publish(part, args, own, common):
-    """Write reports/tuned and reports/common of a part, each with its runs in a packed table, and their reports."""
+    """Write reports/tuned and reports/common of a part, each with its runs in a packed table, and their reports; only
+    the first where the grid has one value."""
     found = {stage: report.find_runs(args.out / part.name / stage)[0] for stage in ("tuned", "common")}
     key = lambda run: (run.record["args"]["env_id"], *run.record["args"]["exp_name"].split("_", 1))  # noqa: E731
     shared = [run for run in found["tuned"] if own[key(run)] == common[key(run)]]
-    for stage, runs in (("tuned", found["tuned"]), ("common", found["common"] + shared)):
+    shared = [run for run in shared if run.record["args"]["seed"] in part.common[key(run)[2]]]
+    for stage, runs in (("tuned", found["tuned"]), ("common", found["common"] + shared))[: len(part.values)]:
         folder = args.out / part.name / "reports" / stage
         folder.mkdir(parents=True, exist_ok=True)
         write_packed(folder / PACKED, runs)
@@ -245,23 +275,45 @@ def p_value(tasks, resamples=20_000):
     return 1 - low
 
 
-def primary_rows(part, args):
-    """[(outcome, estimate, low, high, p)] of a part's primary outcomes, at 95 %."""
+def paired_cells(part, args, arm, measure):
+    """[(baseline's scores, the arm's)] by task, in `grid` by task and value, that a primary outcome compares."""
+    if measure == "grid":
+        scores = scores_of(args.out / part.name / "grid", args.thresholds)
+        base, treated = (grid_of(scores, part, name) for name in ("baseline", arm))
+        if base is None or treated is None:
+            fail(f"part {part.name}: its grid lacks runs of {arm} or baseline; see its logs")
+        return [(b, t) for one, two in zip(base, treated, strict=True) for b, t in zip(one, two, strict=True)]
+    scores = scores_of(args.out / part.name / "tuned", args.thresholds)
+    tables = paired_tasks(scores[scores.norm_final.notna()], arm, "baseline").values()
+    return [tuple(table[f"norm_{measure}"].to_numpy(float) for table in pair) for pair in tables]
+
+
+def primary_rows(outcomes, args):
+    """A dict for each primary outcome: its name, the mean over tasks with the intervals at 95 % and at the level
+    corrected for their number, p, Holm's p, and the verdict."""
     rows = []
-    for outcome in part.primary:
+    for outcome, parts in outcomes:
         arm, _, measure = outcome.partition(" ")
-        if measure == "grid":
-            scores = scores_of(args.out / part.name / "grid", args.thresholds)
-            base, treated = (grid_of(scores, part, name) for name in ("baseline", arm))
-            pairs = [(b, t) for one, two in zip(base, treated, strict=True) for b, t in zip(one, two, strict=True)]
-        else:
-            scores = scores_of(args.out / part.name / "tuned", args.thresholds)
-            tables = paired_tasks(scores[scores.norm_final.notna()], arm, "baseline").values()
-            pairs = [[table[f"norm_{measure}"].to_numpy(float) for table in pair] for pair in tables]
-        differences = [t - b for b, t in pairs]
-        estimate = aggregate("mean", *zip(*pairs, strict=True), np.random.default_rng(0), 20_000)
-        rows.append((f"{part.name}: {arm}, {PRIMARY[measure]}", *estimate, p_value(differences)))
+        pairs = [pair for part in parts for pair in paired_cells(part, args, arm, measure)]
+        name = f"{arm}, {PRIMARY[measure]}, {' + '.join(part.name for part in parts)}"
+        row = {"outcome": name, "tasks": len(pairs), "p": p_value([t - b for b, t in pairs])}
+        for label, level in (("", 0.95), ("corrected_", 1 - 0.05 / len(outcomes))):
+            estimate = aggregate("mean", *zip(*pairs, strict=True), np.random.default_rng(0), 20_000, level)
+            row |= dict(zip(("difference", f"{label}low", f"{label}high"), estimate, strict=True))
+        rows.append(row)
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+        row["verdict"] = primary_verdict(row)
     return rows
+
+
+def primary_verdict(row):
+    """Equivalent if the corrected interval lies within the margin, ahead or behind if Holm's p is below .05."""
+    if max(abs(row["corrected_low"]), abs(row["corrected_high"])) < MARGIN:
+        return "equivalent"
+    if row["p_holm"] < 0.05:
+        return "ahead" if row["difference"] > 0 else "behind"
+    return "not decided"
 
 
 def sensitivity_lines(part, args):
@@ -334,7 +386,7 @@ def commit_of(path):
     return (commit.stdout.strip() or "uncommitted") + ("" if clean.returncode == 0 else ", changed since")
 
 
-def write_report(path, parts, args, chosen):
+def write_report(path, parts, outcomes, args, chosen):
     """report.md of the study: what was run, which settings were chosen, primary outcomes, sensitivity, links."""
     begun = json.loads((args.out / "study.json").read_text())
     now = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -349,28 +401,40 @@ def write_report(path, parts, args, chosen):
     ]
     if now != begun["sha256"]:
         lines += ["**The study file was changed after the first run.**", ""]
-    rows = [row for part in parts for row in primary_rows(part, args)]
+    rows = primary_rows(outcomes, args)
     lines += ["## Primary outcomes", ""]
     if rows:
-        adjusted = holm([row[-1] for row in rows])
+        pd.DataFrame(rows).to_csv(args.out / "primary.csv", index=False, float_format="%.6g")
         body = [
-            (row[0], report.between(*row[1:4]), report.number(row[4]), report.number(p))
-            for row, p in zip(rows, adjusted, strict=True)
+            (
+                row["outcome"],
+                report.between(row["difference"], row["low"], row["high"]),
+                report.between(row["difference"], row["corrected_low"], row["corrected_high"]),
+                *(report.number(row[key]) for key in ("p", "p_holm")),
+                row["verdict"],
+            )
+            for row in rows
         ]
-        header = ("part, arm minus baseline", "mean over tasks, 95 %", "p", f"p, Holm over {len(rows)}")
-        lines += ["Everything else is secondary or exploratory.", "", report.table(body, header)]
+        header = ("arm minus baseline, parts", "mean over tasks, 95 %", f"{100 - 5 / len(rows):.4g} %", "p")
+        lines += [f"Ahead or behind if p after Holm is below .05, equivalent within {MARGIN} at the corrected level."]
+        lines += ["Everything else is secondary or exploratory.", ""]
+        lines += [report.table(body, (*header, f"p, Holm over {len(rows)}", "verdict"))]
     else:
         lines += ["None is named.", ""]
     for part in parts:
         own, common = chosen[part.name]
-        lines += [f"## Part {part.name}", "", f"Chosen {part.flag} on the tuning seeds, by mean normalised area:", ""]
-        body = [(*key, value, common[key]) for key, value in own.items()]
-        lines += [report.table(body, ("environment", "algorithm", "arm", "for the task", "for all tasks"))]
-        lines += sensitivity_lines(part, args)
+        lines += [f"## Part {part.name}", ""]
+        if part.tuning:
+            body = [(*key, value, common[key]) for key, value in own.items()]
+            header = ("environment", "algorithm", "arm", "for the task", "for all tasks")
+            lines += [f"Chosen {part.flag} on the tuning seeds, by mean normalised area:", ""]
+            lines += [report.table(body, header), *sensitivity_lines(part, args)]
+        if not part.report:
+            continue
         links = [
             f"[{name}]({part.name}/reports/{stage}/report.md)"
             for name, stage in (("each task's own setting", "tuned"), ("one setting for all tasks", "common"))
-        ]
+        ][: len(part.values)]
         lines += [f"Reports: {', '.join(links)}.", ""]
     (args.out / "report.md").write_text("\n".join(lines))
     print(f"study {path.stem}: report in {args.out / 'report.md'}")
@@ -380,11 +444,12 @@ def plan_all(parts, args):
     """{(part's name, what): jobs} of all stages, as far as they are known before anything is chosen."""
     plans = {}
     for part in parts:
-        plans[part.name, "tuning"] = jobs_of(
-            part, args, "tuning", dict.fromkeys(cells_of(part), part.values), part.tuning
-        )
-        first = dict.fromkeys(cells_of(part), part.values[:1])
-        plans[part.name, "report"] = jobs_of(part, args, "tuned", first, part.report)
+        if part.tuning:
+            settings = dict.fromkeys(cells_of(part), part.values)
+            plans[part.name, "tuning"] = jobs_of(part, args, "tuning", settings, part.tuning)
+        if part.report:
+            first = dict.fromkeys(cells_of(part), part.values[:1])
+            plans[part.name, "report"] = jobs_of(part, args, "tuned", first, part.report)
         if part.grid:
             settings = dict.fromkeys(cells_of(part, list(part.grid)), part.values)
             plans[part.name, "grid"] = jobs_of(part, args, "grid", settings, part.grid)
@@ -393,7 +458,7 @@ def plan_all(parts, args):
 
 def main(args):
     path = args.study = args.study.resolve()
-    parts, args.thresholds = read_study(path)
+    parts, outcomes, args.thresholds = read_study(path)
     args.out = (ROOT / "results" / path.stem if args.out == Path("results/sweep") else args.out).resolve()
     plans = plan_all(parts, args)
     for (name, what), jobs in plans.items():
@@ -412,16 +477,21 @@ def main(args):
         (args.out / "study.json").write_text(json.dumps(begun) + "\n")
     chosen, failed = {}, []
     for part in parts:
-        failed += stage(part, args, "tuning", plans[part.name, "tuning"])
-        chosen[part.name] = own, common = choose(scores_of(args.out / part.name / "tuning", args.thresholds), part)
+        own = common = dict.fromkeys(cells_of(part), part.values[0])
+        if part.tuning:
+            failed += stage(part, args, "tuning", plans[part.name, "tuning"])
+            own, common = choose(scores_of(args.out / part.name / "tuning", args.thresholds), part)
+        chosen[part.name] = own, common
+        if not part.report:
+            continue
         failed += stage(
             part, args, "tuned", jobs_of(part, args, "tuned", {k: [v] for k, v in own.items()}, part.report)
         )
         other = {key: [value] for key, value in common.items() if value != own[key]}
-        failed += stage(part, args, "common", jobs_of(part, args, "common", other, part.report))
+        failed += stage(part, args, "common", jobs_of(part, args, "common", other, part.common))
         failed += stage(part, args, "grid", plans.get((part.name, "grid"), []))
         publish(part, args, own, common)
-    write_report(path, parts, args, chosen)
+    write_report(path, parts, outcomes, args, chosen)
     if failed:
         fail(f"{len(failed)} runs failed: {', '.join(map(sweeps.describe, failed[:5]))}; see the logs in {args.out}")
 

@@ -41,12 +41,18 @@ def run(path, out, *more):
         ('report = "1-5"', 'report = "5-1"', "5-1"),
         ('report = "1-5"', 'report = { acpg = "1-5" }', "baseline"),
         ('report = "1-5"', 'report = "1-5", grid = "101"', "101"),
-        (', report = "1-5"', "", "report"),
+        ('tuning = "101-102", report = "1-5"', "", "tuning"),
         ('["1e-6", "2.5e-3"]', "[]", "grid"),
         ('["1e-6", "2.5e-3"]', '["-1"]', "learning-rate"),
         ('"--learning-rate"', '"--no-such-flag"', "no-such-flag"),
         ("acpg auc", "acpg reward", "acpg reward"),
         ("acpg auc", "acpg grid", "grid"),
+        (', report = "1-5"', ', grid = "1-5"', "seeds of the report"),
+        ('tuning = "101-102", ', "", "tuning"),
+        ('report = "1-5"', 'report = "1-5", common = "101"', "101"),
+        ("[[part]]", "[[primary]]\n[[part]]", "primary"),
+        ("[[part]]", "[[primary]]\noutcome = 'acpg auc'\nparts = ['x']\n[[part]]", "primary"),
+        ("[[part]]", "[[primary]]\noutcome = 'acpg grid'\nparts = ['cartpole']\n[[part]]", "grid"),
         ("acpg auc", "baseline auc", "baseline auc"),
         ("frozen=acpg:", "frozen=dqn:", "--arms"),
     ],
@@ -70,7 +76,8 @@ def test_options_that_the_file_decides(flags, tmp_path):
 
 def make_part(**more):
     own = {"name": "p", "tasks": {"a": 1, "b": 1}, "arms": ["baseline", "acpg"], "flag": "--learning-rate"}
-    seeds = {kind: dict.fromkeys(("baseline", "acpg"), [1, 2]) for kind in ("tuning", "report", "grid")}
+    kinds = ("tuning", "report", "common", "grid")
+    seeds = {kind: dict.fromkeys(("baseline", "acpg"), [1, 2]) for kind in kinds}
     return study.Part(**(own | {"values": ["1e-3", "1e-2", "1e-1"]} | seeds | more))
 
 
@@ -106,6 +113,58 @@ def test_p_value():
     assert study.p_value([np.full(10, 0.1), np.full(10, 0.2)]) < 1e-4
 
 
+def test_parts_that_only_tune_or_only_report(tmp_path):
+    """Without report seeds nothing but the tuning runs; with a single value there is nothing to tune."""
+    path = tmp_path / "study.toml"
+    short = SMALL.replace('primary = ["acpg auc", "frozen final"]', "")
+    path.write_text(short.replace(', report = "1-5"', ""))
+    (part,), outcomes, _ = study.read_study(path)
+    assert outcomes == [] and study.plan_all([part], sweep.Args(out=tmp_path)).keys() == {("cartpole", "tuning")}
+    path.write_text(short.replace('tuning = "101-102", ', "").replace('"1e-6", ', ""))
+    (part,), *_ = study.read_study(path)
+    assert study.plan_all([part], sweep.Args(out=tmp_path)).keys() == {("cartpole", "report")}
+
+
+def test_primary_outcomes_over_parts(tmp_path, monkeypatch):
+    """A mean over the tasks of all parts; Holm and the corrected level count the outcomes of the whole file."""
+    path = tmp_path / "study.toml"
+    second = SMALL[SMALL.index("[[part]]") :].replace('name = "cartpole"', 'name = "again"')
+    second = second.replace('primary = ["acpg auc", "frozen final"]', "")
+    path.write_text(f"[[primary]]\noutcome = 'acpg final'\nparts = ['cartpole', 'again']\n{SMALL}{second}")
+    parts, outcomes, _ = study.read_study(path)
+    assert outcomes[-1] == ("acpg final", parts) and len(outcomes) == 3
+    rng = np.random.default_rng(0)
+    base = rng.normal(0.5, 0.01, size=20)
+    gains = {"auc": (0.2,), "final": (0.0, 0.5)}  # of the first part, of the second
+
+    def cells(part, args, arm, measure):
+        gain = -0.3 if arm == "frozen" else gains[measure][parts.index(part)]
+        return [(base, base + gain + rng.normal(0, 0.01, size=20))]
+
+    monkeypatch.setattr(study, "paired_cells", cells)
+    rows = study.primary_rows(outcomes, SimpleNamespace())
+    assert [row["verdict"] for row in rows] == ["ahead", "behind", "ahead"]
+    assert [row["difference"] for row in rows] == [pytest.approx(x, abs=0.02) for x in (0.2, -0.3, 0.25)]
+    assert [row["tasks"] for row in rows] == [1, 1, 2]
+    for row in rows:
+        assert row["corrected_low"] < row["low"] < row["difference"] < row["high"] < row["corrected_high"]
+
+
+@pytest.mark.parametrize(
+    "difference, half, p, verdict",
+    [
+        (0.02, 0.01, 1e-4, "equivalent"),  # surely more, and no matter
+        (0.06, 0.02, 0.01, "ahead"),
+        (-0.06, 0.02, 0.01, "behind"),
+        (0.06, 0.02, 0.06, "not decided"),
+        (0.0, 0.06, 1.0, "not decided"),
+    ],
+)
+def test_primary_verdict(difference, half, p, verdict):
+    row = {"difference": difference, "corrected_low": difference - half, "corrected_high": difference + half}
+    assert study.primary_verdict(row | {"p_holm": p}) == verdict
+
+
 def test_seeds():
     assert study.seeds_of("3-5", "x") == [3, 4, 5] and study.seeds_of(7, "x") == [7]
     assert study.seeds_of(["1-2", 9], "x") == [1, 2, 9]
@@ -113,7 +172,7 @@ def test_seeds():
 
 def test_jobs_keep_stages_and_settings_apart(tmp_path):
     """Arms are called by their value where all values run, and by their name where one was chosen."""
-    (part,), thresholds = study.read_study(ROOT / "benchmark" / "small.toml")
+    (part,), outcomes, thresholds = study.read_study(ROOT / "benchmark" / "small.toml")
     args, settings = sweep.Args(out=tmp_path), {("CartPole-v1", "ppo", "frozen"): ["2.5e-3"]}
     job, *_ = study.jobs_of(part, args, "tuning", settings, part.tuning)
     assert job.args["exp_name"] == "ppo_frozen.2.5e-3" and job.args["learning_rate"] == 2.5e-3
@@ -121,7 +180,7 @@ def test_jobs_keep_stages_and_settings_apart(tmp_path):
     jobs = study.jobs_of(part, args, "tuned", settings, part.report)
     assert [job.args["seed"] for job in jobs] == [1, 2, 3, 4, 5] and jobs[0].args["exp_name"] == "ppo_frozen"
     assert jobs[0].args["learning_rate"] == 2.5e-3 and jobs[0].path.is_relative_to(tmp_path / "cartpole" / "tuned")
-    assert thresholds == {}
+    assert thresholds == {} and outcomes == [("acpg auc", [part]), ("frozen final", [part])]
 
 
 def test_slurm_submits_the_first_stage_and_a_job_that_goes_on(tmp_path):
@@ -165,7 +224,7 @@ def test_a_small_study_to_its_end(tmp_path):
     assert "12 runs, 1 of them finished before" in result.stdout and "frozen faster: contradicted" in result.stdout
     text = (out / "report.md").read_text()
     assert "| CartPole-v1 | ppo | baseline | 2.5e-3 | 2.5e-3 |" in text
-    assert "cartpole: frozen, final return | -" in text and "changed after" not in text
+    assert "frozen, final return, cartpole | -" in text and "| behind |" in text and "changed after" not in text
     assert (out / "cartpole" / "grid.png").exists()
     for stage in ("tuned", "common"):
         assert (out / "cartpole" / "reports" / stage / "report.md").exists()
@@ -182,10 +241,10 @@ def test_a_small_study_to_its_end(tmp_path):
 
 
 def test_a_common_setting_shares_runs(tmp_path, monkeypatch):
-    """A task whose own setting is the common one is in both reports, with the same runs."""
+    """A task whose own setting is the common one is in both reports, with the same runs, as far as those are wanted."""
     runs = {}
-    for stage, envs in (("tuned", "ab"), ("common", "b")):
-        records = [{"args": {"env_id": env, "exp_name": "ppo_acpg"}} for env in envs]
+    for stage, cells in (("tuned", ("a1", "a3", "b1")), ("common", ("b1",))):
+        records = [{"args": {"env_id": env, "exp_name": "ppo_acpg", "seed": int(seed)}} for env, seed in cells]
         runs[stage] = [SimpleNamespace(record=record) for record in records]
     written = {}
     monkeypatch.setattr(study.report, "find_runs", lambda folder: (runs[folder.name], {}))
