@@ -23,7 +23,7 @@ import pandas as pd
 
 import report
 import sweep as sweeps
-from intervals import aggregate, compare_sensitivity, holm, paired_tasks, stratified_mean
+from intervals import VERDICT_SEEDS, aggregate, compare_sensitivity, holm, paired_tasks, stratified_mean
 from reading import PACKED, RETURN, on_grid, read_packed, read_references, write_packed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -296,7 +296,8 @@ def primary_rows(outcomes, args):
         arm, _, measure = outcome.partition(" ")
         pairs = [pair for part in parts for pair in paired_cells(part, args, arm, measure)]
         name = f"{arm}, {PRIMARY[measure]}, {' + '.join(part.name for part in parts)}"
-        row = {"outcome": name, "tasks": len(pairs), "p": p_value([t - b for b, t in pairs])}
+        row = {"outcome": name, "tasks": len(pairs), "seeds": min(len(b) for b, _ in pairs)}
+        row |= {"p": p_value([t - b for b, t in pairs])}
         for label, level in (("", 0.95), ("corrected_", 1 - 0.05 / len(outcomes))):
             estimate = aggregate("mean", *zip(*pairs, strict=True), np.random.default_rng(0), 20_000, level)
             row |= dict(zip(("difference", f"{label}low", f"{label}high"), estimate, strict=True))
@@ -309,6 +310,8 @@ def primary_rows(outcomes, args):
 
 def primary_verdict(row):
     """Equivalent if the corrected interval lies within the margin, ahead or behind if Holm's p is below .05."""
+    if row["seeds"] < VERDICT_SEEDS:
+        return f"none: fewer than {VERDICT_SEEDS} seeds"
     if max(abs(row["corrected_low"]), abs(row["corrected_high"])) < MARGIN:
         return "equivalent"
     if row["p_holm"] < 0.05:
@@ -464,7 +467,8 @@ def main(args):
     for (name, what), jobs in plans.items():
         steps = sum(job.args["total_timesteps"] for job in jobs)
         cost = f"{len(jobs)} runs, {steps / 1e6:.3g} million steps, {steps / SPEED / 3600:.2g} core-hours or so"
-        more = ", and as many again at most for one setting for all tasks" if what == "report" else ""
+        tuned = what == "report" and any(part.tuning for part in parts if part.name == name)
+        more = ", and as many again at most for one setting for all tasks" if tuned else ""
         print(f"part {name}, {what}: {cost}{more}", file=sys.stderr, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     lock = open(args.out / "study.lock", "a")  # held until the end

@@ -42,9 +42,19 @@ LEGITIMATE = {
     "sweep": {"seeds": {"0"}, "total_timesteps": BIG},
     "report": {"seed": {"0"}},
 }
-STUDIES = ("emergence", "imitation", "interval_coverage", "learning", "paper_setting", "parity", "tabular", "theory")
+STUDIES = (
+    "emergence",
+    "imitation",
+    "interval_coverage",
+    "learning",
+    "paper_setting",
+    "parity",
+    "tabular",
+    "theory",
+    "tuned",
+)
 STUDIES += ("throughput",)
-POSITIONAL = {"evaluate": ["run"], "report": ["."], "learning": ["cartpole"]}
+POSITIONAL = {"evaluate": ["run"], "report": ["."], "learning": ["report-ppo"]}
 PROGRAMS = (*SCRIPTS, "evaluate", *STUDIES, "sweep", "report")
 # The first function that a program calls once it has checked its options
 NEXT = {"sweep": "plan", "report": "read_runs"}

@@ -162,7 +162,8 @@ def test_primary_outcomes_over_parts(tmp_path, monkeypatch):
 )
 def test_primary_verdict(difference, half, p, verdict):
     row = {"difference": difference, "corrected_low": difference - half, "corrected_high": difference + half}
-    assert study.primary_verdict(row | {"p_holm": p}) == verdict
+    assert study.primary_verdict(row | {"p_holm": p, "seeds": 5}) == verdict
+    assert study.primary_verdict(row | {"p_holm": p, "seeds": 4}).startswith("none")
 
 
 def test_seeds():

@@ -1,0 +1,220 @@
+"""What the tuned study says beyond its own report: docs/study.md's comparisons, shifts, and the figure of the README.
+
+    bash benchmark.sh --study benchmark/tuned.toml    # the study itself: some twenty core-hours, to results/tuned
+    python studies/tuned.py                           # comparisons.csv, shift.csv, collapse.csv and figures, beside it
+
+Reads the runs of results/tuned, packed or not, as far as there are any.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
+import report  # noqa: E402
+import study  # noqa: E402
+from intervals import aggregate, compare_sensitivity, paired_tasks  # noqa: E402
+from plots import colours_of, plt, save, style  # noqa: E402
+from reading import Damaged  # noqa: E402
+
+PPO = ("tasks", "pendulum51")
+# What is told apart by which comparison: (question, arm, against, parts)
+COMPARISONS = [
+    ("all of it", "acpg", "baseline", (*PPO, "minatar")),
+    ("all of it, tasks held out from the default's choice", "acpg", "baseline", PPO),
+    ("fixing", "acpg", "learned", PPO),
+    ("fixing, with the scale learned", "scaled", "normalised", PPO),
+    ("geometry", "acpg", "random", PPO),
+    ("scale", "scaled", "acpg", PPO),
+    ("start", "learned", "baseline", PPO),
+    ("A2C", "acpg", "baseline", ("a2c",)),
+    ("REINFORCE", "acpg", "baseline", ("reinforce",)),
+    ("TRPO", "acpg", "baseline", ("trpo",)),
+    ("geometry in K - 1 = 3 dimensions, LunarLander", "etf-3", "random-3", ("geometry-lunarlander",)),
+    ("geometry in 24 dimensions, LunarLander25", "etf-24", "random-24", ("geometry-lunarlander25",)),
+    ("geometry in 50 dimensions, Pendulum51", "etf-50", "random-50", ("geometry-pendulum51",)),
+    ("64 dimensions against K - 1, LunarLander", "etf-64", "etf-3", ("geometry-lunarlander",)),
+    ("64 dimensions against K - 1, LunarLander25", "etf-64", "etf-24", ("geometry-lunarlander25",)),
+    ("64 dimensions against K - 1, Pendulum51", "etf-64", "etf-50", ("geometry-pendulum51",)),
+    ("start of the features, gain .1 against sqrt 2", "gain-.1", "gain-1.41", ("start",)),
+]
+CHOICE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")  # on which the default was chosen
+SHIFTS = np.arange(-20, 21) / 20  # decades
+
+
+@dataclass
+class Args:
+    out: Path = ROOT / "results" / "tuned"
+    """folder of the study"""
+
+
+def fail(message):
+    sys.exit(f"error: {message}")
+
+
+# Comparisons
+
+
+def compare(question, arm, against, parts, scores):
+    """Rows of comparisons.csv: mean differences over tasks in area and final return, and the decrease of the failure
+    rate."""
+    tables = [scores[part] for part in parts if part in scores]
+    if not tables or len(tables) < len(parts):
+        return
+    table = pd.concat(tables)
+    if "held out" in question:
+        table = table[~table.env.isin(CHOICE)]
+    pairs = paired_tasks(table[table.norm_final.notna()], arm, against)
+    if not pairs:
+        return
+    own = {"question": question, "arm": arm, "against": against, "tasks": len(pairs)}
+    own |= {"seeds": min(len(base) for base, _ in pairs.values())}
+    for measure, column, kind in (
+        ("auc", "norm_auc", "mean"),
+        ("final", "norm_final", "mean"),
+        ("fewer failures", "norm_final", "failures"),
+    ):
+        base, treated = zip(*[[side[column].to_numpy(float) for side in pair] for pair in pairs.values()], strict=True)
+        levels = [[(x < 0.5).mean() if kind == "failures" else x.mean() for x in arrays] for arrays in (treated, base)]
+        row = own | {"measure": measure, "of_arm": np.mean(levels[0]), "of_against": np.mean(levels[1])}
+        interval = aggregate(kind, base, treated, np.random.default_rng(0), 20_000)
+        yield row | dict(zip(("difference", "low", "high"), interval, strict=True))
+
+
+# Shifts
+
+
+def shift_of(base, treated, rates):
+    """(shift, residual): how many decades of learning rate lie between two curves of score, and what is left.
+
+    `base` and `treated` are mean scores (n,) at `rates` (n,), taken as piecewise linear in log10 rate. The shift s is
+    the one in SHIFTS for which treated(x) and base(x + s) differ least, by the mean of the squares at those rates of
+    either curve that fall within the other; it is positive if `treated` does at a rate what `base` does at a larger
+    one. The residual is the mean of treated(x) - base(x + s) there.
+    """
+    x = np.log10(rates)
+    best = (np.inf, 0.0, np.nan)
+    for s in sorted(SHIFTS, key=abs):  # the smallest of equals
+        own, other = (x + s >= x[0]) & (x + s <= x[-1]), (x - s >= x[0]) & (x - s <= x[-1])
+        differences = np.concatenate(
+            [treated[own] - np.interp(x[own] + s, x, base), np.interp(x[other] - s, x, treated) - base[other]]
+        )
+        if len(differences) and (cost := np.mean(differences**2)) < best[0] - 1e-12:
+            best = (cost, s, differences.mean())
+    return best[1:]
+
+
+def shift_rows(task, base, treated, rates, rng, resamples=1000):
+    """Rows of shift.csv for one task, whose grids are lists of each rate's scores (seeds,); intervals are percentiles
+    of the bootstrap, seeds drawn within each rate."""
+    mean = lambda grid: np.array([cell.mean() for cell in grid])  # noqa: E731
+    draw = lambda grid: mean([rng.choice(cell, len(cell)) for cell in grid])  # noqa: E731
+    estimates = shift_of(mean(base), mean(treated), rates)
+    draws = np.array([shift_of(draw(base), draw(treated), rates) for _ in range(resamples)])
+    for name, estimate, column in zip(("shift, decades", "left after it"), estimates, draws.T, strict=True):
+        low, high = np.quantile(column, (0.025, 0.975))
+        yield {"task": task, "measure": name, "estimate": estimate, "low": low, "high": high}
+    for row in compare_sensitivity([base], [treated], rates, rng):
+        if row["measure"] in ("best rate of each task", "plateau, decades"):
+            values = {"estimate": row["difference"], "low": row["low"], "high": row["high"]}
+            yield {"task": task, "measure": row["measure"], **values}
+
+
+# Reading
+
+
+def read_part(part, args, thresholds):
+    """{stage: run table} of a part, as far as it has been run."""
+    found = {}
+    for stage in ("tuning", "tuned", "grid"):
+        folder = args.out / part.name / stage
+        if report.find_runs(folder)[0] if folder.is_dir() else ():
+            found[stage] = study.scores_of(folder, thresholds)
+    return found
+
+
+def collapse_rows(part, args, scores):
+    """Rows of collapse.csv: does more collapse at the end go with more final return? Spearman's rank correlation over
+    an arm's runs on a task, and the partial one at equal area, where the metric is defined in at least eight runs."""
+    runs, curves, *_ = report.read_runs(args.out / part.name / "tuned")
+    for metric in ("alignment", "variability_quotient", "etf_error"):
+        runs[metric] = [curve.get(f"collapse/{metric}", np.array([np.nan]))[-1] for curve in curves]
+    table = runs.merge(scores[["env", "algo", "arm", "seed", "final", "auc"]], on=["env", "algo", "arm", "seed"])
+    for (env, algo, arm), group in table.groupby(["env", "algo", "arm"], sort=False):
+        for metric in ("alignment", "variability_quotient", "etf_error"):
+            known = group[group[metric].notna()]
+            row = {"part": part.name, "env": env, "algo": algo, "arm": arm, "metric": metric, "runs": len(known)}
+            if len(known) >= 8:
+                r = np.corrcoef([stats.rankdata(known[column]) for column in (metric, "final", "auc")])
+                rest = np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
+                row |= {"correlation": r[0, 1], "at_equal_area": (r[0, 1] - r[0, 2] * r[1, 2]) / rest}
+            yield row
+
+
+# Figures
+
+
+def plot_rates(grids, rates, path):
+    """Score against learning rate: a panel a task, a colour an arm, means with 95 % t intervals over seeds."""
+    style()
+    colours, tasks = colours_of(["baseline", "acpg"]), list(grids)
+    figure, axes = plt.subplots(2, 3, figsize=(10, 5.6), layout="constrained", sharey=True)
+    for axis, task in zip(axes.flat, tasks, strict=False):
+        for arm, cells in grids[task].items():
+            means = np.array([cell.mean() for cell in cells])
+            axis.plot(rates, means, "o-", color=colours[arm], label=arm, markersize=4)
+            half = [stats.t.ppf(0.975, len(c) - 1) * stats.sem(c) if len(c) > 1 else 0.0 for c in cells]
+            axis.fill_between(rates, means - half, means + half, color=colours[arm], alpha=0.2, linewidth=0)
+        axis.set(xscale="log", title=task.rpartition(":")[2])
+    for axis in axes.flat[len(tasks) :]:
+        axis.axis("off")
+    figure.supxlabel("learning rate")
+    figure.supylabel("normalised area under the curve")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    save(figure, path)
+
+
+def write(path, rows):
+    if rows:
+        pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    parts, _, thresholds = study.read_study(ROOT / "benchmark" / "tuned.toml")
+    try:
+        scores = {part.name: read_part(part, args, thresholds) for part in parts}
+    except Damaged as error:
+        fail(f"{error}; remove or restore it")
+    if not any(scores.values()):
+        fail(f"--out {args.out} holds no runs; run bash benchmark.sh --study benchmark/tuned.toml")
+    tuned = {name: found["tuned"] for name, found in scores.items() if "tuned" in found}
+    write(args.out / "comparisons.csv", [row for entry in COMPARISONS for row in compare(*entry, tuned)])
+    collapse = [collapse_rows(part, args, tuned[part.name]) for part in parts if part.name in tuned]
+    write(args.out / "collapse.csv", [row for rows in collapse for row in rows])
+    grids, rows, rng = {}, [], np.random.default_rng(0)
+    for part in parts:
+        if part.name not in PPO or "grid" not in scores[part.name]:
+            continue
+        rates = np.array([float(value) for value in part.values])
+        both = {arm: study.grid_of(scores[part.name]["grid"], part, arm) for arm in ("baseline", "acpg")}
+        if None in both.values():
+            print(f"{args.out / part.name / 'grid'} is not complete: no shifts")
+            continue
+        for k, env in enumerate(part.tasks):
+            grids[env] = {arm: grid[k] for arm, grid in both.items()}
+            rows += shift_rows(env, grids[env]["baseline"], grids[env]["acpg"], rates, rng)
+    if grids:
+        write(args.out / "shift.csv", rows)
+        plot_rates(grids, rates, args.out / "rates.png")
+    print(f"comparisons, shifts and collapse of {', '.join(tuned)} in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

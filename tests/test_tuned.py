@@ -1,0 +1,123 @@
+"""What studies/tuned.py computes, on curves and runs made up."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import ROOT
+from test_report import write_run
+
+import study
+import tuned
+
+RATES = np.array([2.5e-4, 8e-4, 2.5e-3, 8e-3, 2.5e-2])
+
+
+def hill(rates, peak, height=0.8):
+    """A score that falls off to both sides of a rate."""
+    return height * np.exp(-(np.log10(rates / peak) ** 2))
+
+
+@pytest.mark.parametrize("decades", [-0.5, 0.0, 0.5])
+def test_a_shift_is_found(decades):
+    """The treated arm does at a rate what the baseline does at one 10^decades times as large, and nothing is left."""
+    base, treated = hill(RATES, 5e-3), hill(RATES, 5e-3 / 10**decades)
+    shift, left = tuned.shift_of(base, treated, RATES)
+    assert shift == pytest.approx(decades, abs=0.05) and left == pytest.approx(0, abs=0.02)
+
+
+def test_what_is_left_after_a_shift():
+    base, treated = hill(RATES, 5e-3), hill(RATES, 2e-3) + 0.1
+    shift, left = tuned.shift_of(base, treated, RATES)
+    assert shift == pytest.approx(0.4, abs=0.1) and left == pytest.approx(0.1, abs=0.03)
+
+
+def test_flat_curves_have_no_shift():
+    assert tuned.shift_of(np.full(5, 0.5), np.full(5, 0.7), RATES) == (0, pytest.approx(0.2))
+
+
+def test_shift_intervals():
+    """They hold the truth, and are wide where nothing tells."""
+    rng = np.random.default_rng(0)
+    noisy = lambda means: [mean + rng.normal(0, 0.03, size=5) for mean in means]  # noqa: E731
+    rows = tuned.shift_rows("t", noisy(hill(RATES, 8e-3)), noisy(hill(RATES, 2.5e-3)), RATES, rng, resamples=200)
+    rows = {row["measure"]: row for row in rows}
+    assert rows["shift, decades"]["low"] < 0.5 < rows["shift, decades"]["high"]
+    assert rows["left after it"]["low"] < 0 < rows["left after it"]["high"]
+    assert {"best rate of each task", "plateau, decades"} < rows.keys()
+    flat = next(tuned.shift_rows("t", noisy([0.5] * 5), noisy([0.5] * 5), RATES, rng, resamples=200))
+    assert flat["high"] - flat["low"] > 0.5
+
+
+def make_scores(arms, envs=("a", "b"), seeds=6):
+    """Run tables in which {arm: final return} holds up to a little noise; areas are a tenth less."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"env": env, "algo": "ppo", "arm": arm, "seed": seed, "norm_final": x, "norm_auc": x - 0.1}
+        for env in envs
+        for arm, level in arms.items()
+        for seed in range(seeds)
+        for x in [level + rng.normal(0, 0.01)]
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_comparisons():
+    scores = {"p": make_scores({"acpg": 0.9, "learned": 0.7, "poor": 0.3})}
+    rows = {row["measure"]: row for row in tuned.compare("fixing", "acpg", "learned", ("p",), scores)}
+    assert rows.keys() == {"auc", "final", "fewer failures"}
+    assert rows["final"]["difference"] == pytest.approx(0.2, abs=0.02) and rows["final"]["tasks"] == 2
+    assert rows["auc"]["of_arm"] == pytest.approx(0.8, abs=0.02) and rows["auc"]["low"] > 0.1
+    assert rows["fewer failures"]["difference"] == 0
+    (_, _, fewer) = tuned.compare("x", "acpg", "poor", ("p",), scores)
+    assert fewer["difference"] == 1 and (fewer["of_arm"], fewer["of_against"]) == (0, 1)
+    assert not list(tuned.compare("x", "acpg", "learned", ("p", "q"), scores))  # a part that has not been run
+    held = make_scores({"acpg": 0.9, "learned": 0.7}, envs=("CartPole-v1", "c"))
+    (row, *_) = tuned.compare("all of it, tasks held out from", "acpg", "learned", ("p",), {"p": held})
+    assert row["tasks"] == 1
+
+
+def test_comparisons_are_of_arms_that_the_study_has():
+    parts, *_ = study.read_study(ROOT / "benchmark" / "tuned.toml")
+    arms = {part.name: set(part.names) for part in parts}
+    for question, arm, against, names in tuned.COMPARISONS:
+        assert all({arm, against} <= arms[name] for name in names), question
+
+
+@pytest.mark.slow
+def test_from_runs_to_files(tmp_path):
+    """Runs of one part whose treated arm is a little ahead everywhere, first without all of its grid."""
+    rng = np.random.default_rng(0)
+    part = next(part for part in study.read_study(ROOT / "benchmark" / "tuned.toml")[0] if part.name == "tasks")
+    command = [sys.executable, str(ROOT / "studies" / "tuned.py"), "--out", str(tmp_path)]
+    for stage, seeds in (("tuned", range(1001, 1011)), ("grid", range(2001, 2005))):
+        (tmp_path / "tasks" / stage).mkdir(parents=True)
+        entries = {f"{env} {{}} None": {"threshold": 0.7 if env == "FrozenLake-v1" else 300} for env in part.tasks}
+        known = {"mean": 0.0, "standard_error": 0.0, "episodes": 100, "seed": 0}
+        text = json.dumps({key: entry | known for key, entry in entries.items()})
+        (tmp_path / "tasks" / stage / "references.json").write_text(text)
+        for env in part.tasks:
+            scale = 0.5 if env == "FrozenLake-v1" else 100
+            for arm in ("baseline", "acpg"):
+                for k, value in enumerate(part.values if stage == "grid" else [""]):
+                    name = f"{arm}.{value}" if value else arm
+                    for seed in seeds:
+                        level = scale * (1 + (k == 2) + 0.3 * (arm == "acpg") + rng.normal(0, 0.05))
+                        write_run(tmp_path / "tasks" / stage, env, "ppo", name, seed, level)
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert (tmp_path / "shift.csv").exists() == (tmp_path / "rates.png").exists() == (stage == "grid")
+    assert not (tmp_path / "comparisons.csv").exists()  # all of these need parts that were not run
+    shifts = pd.read_csv(tmp_path / "shift.csv")
+    assert set(shifts.task) == set(part.tasks) and shifts.notna().all(axis=None)
+    collapse = pd.read_csv(tmp_path / "collapse.csv")
+    assert (collapse.runs == 10).all() and set(collapse.arm) == {"baseline", "acpg"}
+
+
+def test_without_runs(tmp_path):
+    command = [sys.executable, str(ROOT / "studies" / "tuned.py"), "--out", str(tmp_path / "none")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1 and "holds no runs" in result.stderr and result.stderr.count("\n") == 1
