@@ -26,7 +26,7 @@ COLOURS["normalised"] = "#56B4E9"
 
 
 def colours_of(arms):
-    """A colour for each arm: its own where it has one; others get those that are left, from black on, in their order."""
+    """A colour for each arm: its own where it has one, for others those that are left, from black on."""
     free = ("#000000", "#999999", "#8B5A2B", "#332288", "#882255", "#F0E442", "#117733")
     others = [arm for arm in arms if arm not in COLOURS]
     colours = COLOURS | {arm: free[i % len(free)] for i, arm in enumerate(others)}
