@@ -172,7 +172,7 @@ def rows_of(run, arm, seed):
     return row, curve
 
 
-def write(path, rows):
+def save_rows(path, rows):
     """A CSV of six digits, an empty cell where there is no number."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = lambda value: f"{value:.6g}" if isinstance(value, float) else value  # noqa: E731
@@ -233,8 +233,8 @@ def run(args):
             pool.shutdown(cancel_futures=True)
             sys.exit(f"error: {error}")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    write(RESULTS / f"{args.study}.csv", [row for row, _ in rows])
-    write(RESULTS / f"{args.study}_curves.csv", [point for _, curve in rows for point in curve])
+    save_rows(RESULTS / f"{args.study}.csv", [row for row, _ in rows])
+    save_rows(RESULTS / f"{args.study}_curves.csv", [point for _, curve in rows for point in curve])
 
 
 if __name__ == "__main__":

@@ -241,11 +241,11 @@ def main():
             table[-1] |= {"verdict": verdict}
             print(f"{comparison.name}, {comparison.env_id}, {measure}: {verdict}", flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    write(RESULTS / "runs.csv", rows)
-    write(RESULTS / "parity.csv", table)
+    save_rows(RESULTS / "runs.csv", rows)
+    save_rows(RESULTS / "parity.csv", table)
 
 
-def write(path, rows):
+def save_rows(path, rows):
     """A CSV of these rows, and of those there of other comparisons, in the protocol's order."""
     order = {(comparison.name, comparison.env_id): i for i, comparison in enumerate(COMPARISONS)}
     place = lambda row: order.get((row["comparison"], row["env"]), -1)  # noqa: E731

@@ -180,7 +180,7 @@ def plot_rates(grids, rates, path):
     save(figure, path)
 
 
-def write(path, rows):
+def save_rows(path, rows):
     if rows:
         pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
 
@@ -195,9 +195,9 @@ def main():
     if not any(scores.values()):
         fail(f"--out {args.out} holds no runs; run bash benchmark.sh --study benchmark/tuned.toml")
     tuned = {name: found["tuned"] for name, found in scores.items() if "tuned" in found}
-    write(args.out / "comparisons.csv", [row for entry in COMPARISONS for row in compare(*entry, tuned)])
+    save_rows(args.out / "comparisons.csv", [row for entry in COMPARISONS for row in compare(*entry, tuned)])
     collapse = [collapse_rows(part, args, tuned[part.name]) for part in parts if part.name in tuned]
-    write(args.out / "collapse.csv", [row for rows in collapse for row in rows])
+    save_rows(args.out / "collapse.csv", [row for rows in collapse for row in rows])
     grids, rows, rng = {}, [], np.random.default_rng(0)
     for part in parts:
         if part.name not in PPO or "grid" not in scores[part.name]:
@@ -211,7 +211,7 @@ def main():
             grids[env] = {arm: grid[k] for arm, grid in both.items()}
             rows += shift_rows(env, grids[env]["baseline"], grids[env]["acpg"], rates, rng)
     if grids:
-        write(args.out / "shift.csv", rows)
+        save_rows(args.out / "shift.csv", rows)
         plot_rates(grids, rates, args.out / "rates.png")
     print(f"comparisons, shifts and collapse of {', '.join(tuned)} in {args.out}")
 
