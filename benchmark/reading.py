@@ -269,8 +269,9 @@ def write_packed(path, runs):
 
 
 def pack_record(record):
-    """JSON of what is read of a record."""
+    """JSON of what is read of a record; of the folder only its name, as where it lay says nothing elsewhere."""
     record = {key: record[key] for key in (*RECORD, *FINISHED, *(["error"] if has_diverged(record) else []))}
+    record["args"] = record["args"] | {"run_dir": Path(record["args"].get("run_dir") or "").name}
     return json.dumps(record, sort_keys=True, separators=(",", ":"))
 
 

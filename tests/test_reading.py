@@ -250,7 +250,9 @@ def test_packing_keeps_what_a_report_reads(tmp_path):
     assert packed.keys() == {run.name for run in runs}
     for run in runs:
         other = packed[run.name]
-        assert other.record == {key: run.record[key] for key in other.record}
+        assert other.record["args"]["run_dir"] == run.name and str(tmp_path) not in json.dumps(other.record)
+        args = run.record["args"] | {"run_dir": run.name}
+        assert other.record == {key: run.record[key] for key in other.record} | {"args": args}
         assert reading.same_run(other.record, run.record["args"], "x")
         for tag in reading.PACKED_TAGS[2:]:
             read = (reading.on_grid(curves, tag, 10000) for curves in (run.curves, other.curves))
