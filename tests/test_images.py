@@ -197,8 +197,8 @@ def test_learns_from_images(script, kwargs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ACPG)
 def test_learns_from_large_images(script, tmp_path):
-    """Through the Nature CNN, at rates for it: at those above both arms of A2C and REINFORCE end with one action, and one
-    seed of PPO in five with two."""
+    """Through the Nature CNN, at rates for it: at those above both arms of A2C and REINFORCE end with one action,
+    and one seed of PPO in five with two."""
     rates = {"ppo": 5e-4, "a2c": 2.5e-4, "reinforce": 1e-3}
     rate = ("--learning-rate", rates[algorithm(script)]) if algorithm(script) in rates else ()
     assert solved(script, tmp_path / "run", {"size": 36}, *rate)[1] > 0.95
