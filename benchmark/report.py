@@ -602,7 +602,8 @@ def write(folder, args, runs, curves, problems, settings):
     correct(differences)
     cells.to_csv(out / "cells.csv", index=False, float_format="%.6g")
     differences.to_csv(out / "differences.csv", index=False, float_format="%.6g")
-    compact_curves(runs, curves).to_csv(out / "curves.csv", index=False, float_format="%.5g")
+    gzip = {"method": "gzip", "mtime": 0}  # the same curves give the same bytes
+    compact_curves(runs, curves).to_csv(out / "curves.csv.gz", index=False, float_format="%.5g", compression=gzip)
     collapse = compare_collapse(runs, curves, rng, args.resamples)
     collapse.to_csv(out / "collapse.csv", index=False, float_format="%.6g")
     scores, family, verdicts, exploratory, everywhere = runs[runs.norm_final.notna()], [], [], [], {}

@@ -395,7 +395,7 @@ def test_everything_is_written(tmp_path):
     assert profile.low.min() == 0 and profile.high.max() == 1
     for _, own in profile.groupby("arm"):
         assert own.value.iloc[0] == 1 and own.value.iloc[-1] == 0 and (np.diff(own.value) <= 0).all()
-    curves = pd.read_csv(tmp_path / "report" / "curves.csv")
+    curves = pd.read_csv(tmp_path / "report" / "curves.csv.gz")
     last = curves[(curves.env == "CartPole-v1") & (curves.tag == "charts/episodic_return") & (curves.step == 10000)]
     ends = [
         pd.read_csv(path)["charts/episodic_return"].iloc[-1]
