@@ -60,6 +60,13 @@ class Part:
     def names(self):
         return [arm.partition("=")[0] for arm in self.arms]
 
+    @property
+    def reports(self):
+        """{stage: what its report is of}."""
+        if len(self.values) == 1:
+            return {"tuned": f"{self.flag} {self.values[0]}"}
+        return {"tuned": "each task's own setting", "common": "one setting for all tasks"}
+
 
 def seeds_of(text, where):
     """The seeds that "101-105" or "3" or a list of them mean."""
@@ -138,10 +145,10 @@ def read_part(table, where):
     if set(grid) != {"flag", "values"} or not isinstance(grid["values"], list) or not grid["values"]:
         fail(f'{where}: grid takes flag = "--learning-rate" and values = [...]')
     arms, seeds = list(sweeps.read_arms(table["arms"])), table["seeds"]
-    needed = ({"tuning"} if len(grid["values"]) > 1 else set()) | ({"report"} if "tuning" not in seeds else set())
-    if wrong := set(seeds) - {"tuning", "report", "common", "grid"} or needed - set(seeds):
-        known = "tuning and report, and common and grid if wanted"
-        fail(f"{where}: seeds takes {known}, not or without {', '.join(sorted(wrong))}")
+    must = {"tuning"} if len(grid["values"]) > 1 else {"report"}
+    if wrong := set(seeds) - {"tuning", "report", "common", "grid"} or must - set(seeds):
+        kinds = "tuning and report, and common and grid if wanted"
+        fail(f"{where}: seeds takes {kinds}, not or without {', '.join(sorted(wrong))}")
     found = {}
     for kind, given in seeds.items():
         given = given if isinstance(given, dict) else dict.fromkeys(arms, given)
@@ -149,8 +156,8 @@ def read_part(table, where):
             fail(f"{where}: seeds of {', '.join(sorted(unknown))}, which are no arms")
         found[kind] = {arm: given.get(arm, given.get("others")) for arm in arms}
         found[kind] = {arm: seeds_of(x, f"{where}: {kind}") for arm, x in found[kind].items() if x is not None}
-    kinds = [found[kind] for kind in ("tuning", "report") if kind in found]
-    if missing := [arm for arm in arms if any(arm not in kind for kind in kinds)]:
+    given = [found[kind] for kind in ("tuning", "report") if kind in found]
+    if missing := [arm for arm in arms if any(arm not in seeds for seeds in given)]:
         fail(f"{where}: seeds has none for {', '.join(missing)}")
     used = [set().union(*found.get(kind, {}).values()) for kind in ("tuning", "report", "common", "grid")]
     if twice := used[0] & set().union(*used[1:]):
@@ -255,10 +262,11 @@ def publish(part, args, own, common):
     key = lambda run: (run.record["args"]["env_id"], *run.record["args"]["exp_name"].split("_", 1))  # noqa: E731
     shared = [run for run in found["tuned"] if own[key(run)] == common[key(run)]]
     shared = [run for run in shared if run.record["args"]["seed"] in part.common[key(run)[2]]]
-    for stage, runs in (("tuned", found["tuned"]), ("common", found["common"] + shared))[: len(part.values)]:
+    found["common"] += shared
+    for stage in part.reports:
         folder = args.out / part.name / "reports" / stage
         folder.mkdir(parents=True, exist_ok=True)
-        write_packed(folder / PACKED, runs)
+        write_packed(folder / PACKED, found[stage])
         words = [f"{env}={value}" for env, value in args.thresholds.items() if env in part.tasks]
         command = [sys.executable, str(ROOT / "benchmark" / "report.py"), str(folder), "--import-modules"]
         if subprocess.run([*command, *(["--threshold", *words] if words else [])], check=False).returncode:
@@ -434,10 +442,7 @@ def write_report(path, parts, outcomes, args, chosen):
             lines += [report.table(body, header), *sensitivity_lines(part, args)]
         if not part.report:
             continue
-        links = [
-            f"[{name}]({part.name}/reports/{stage}/report.md)"
-            for name, stage in (("each task's own setting", "tuned"), ("one setting for all tasks", "common"))
-        ][: len(part.values)]
+        links = [f"[{name}]({part.name}/reports/{stage}/report.md)" for stage, name in part.reports.items()]
         lines += [f"Reports: {', '.join(links)}.", ""]
     (args.out / "report.md").write_text("\n".join(lines))
     print(f"study {path.stem}: report in {args.out / 'report.md'}")
