@@ -7,13 +7,14 @@
     python studies/learning.py report-a2c
     python studies/learning.py report-reinforce
     python studies/learning.py report-trpo       # nothing of TRPO was tuned
+    python studies/learning.py cartpole          # seeds 1..5: PPO, A2C and REINFORCE on CartPole-v1
     python studies/learning.py tune-minatar      # seeds 101..102: learning rates on MinAtar's Breakout
     python studies/learning.py minatar           # seeds 1..2: PPO on three games of MinAtar
     python studies/learning.py large-actions     # seeds 1..3: PPO with 51 and 25 actions
 
 Runs land in runs/learning/ and are kept: a run that finished with the same arguments and script is not repeated.
-What they say goes to results/learning/NAME.csv, a row a run, and NAME_curves.csv, of which studies/tables.py makes the
-tables of docs/learning.md. --figure draws the curves, with --report-only from what is there.
+What they say goes to results/learning/NAME.csv, a row a run, and NAME_curves.csv, of which studies/tables.py makes
+tables. --figure draws the curves, with --report-only from what is there.
 """
 
 import csv
@@ -87,6 +88,11 @@ STUDIES["report-trpo"] = [
     for env, steps in (("CartPole-v1", 300_000), ("LunarLander-v3", 500_000))
     for n, s in ARMS
 ]
+STUDIES["cartpole"] = [
+    (name.replace("CartPole-v1", a.upper()), *run)
+    for a in ("ppo", "a2c", "reinforce")
+    for name, *run in STUDIES[f"report-{a}"][:2]
+]
 # the larger rate won in both arms: docs/learning.md
 MINATAR = "--env-id environments.minatar:MinAtar-{}-v0 --num-envs 16 --total-timesteps 500000 --learning-rate {}"
 STUDIES["tune-minatar"] = [
@@ -150,7 +156,7 @@ def run_once(script, flags, seed):
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if result.returncode:
-            raise Damaged(folder, f"failed: {result.stderr.strip().splitlines()[-1:]}")
+            raise Damaged(folder, f"failed: {result.stderr.strip().rpartition(chr(10))[2]}")
     run = read_run(folder)
     print(f"{script} {flags} seed {seed}: {run.record['final_return']:.1f}", file=sys.stderr, flush=True)
     return run
@@ -220,6 +226,7 @@ def main():
 def run(args):
     """Run what is missing, and write the CSVs."""
     own = {"tune-minatar": range(101, 103), "minatar": range(1, 3), "large-actions": range(1, 4)}
+    own["cartpole"] = range(1, 6)
     seeds = args.seeds or own.get(args.study, range(101, 106) if args.study.startswith("tune") else range(1, 11))
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [

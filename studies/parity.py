@@ -5,8 +5,8 @@
     python studies/parity.py --algos trpo    # those of TRPO, with sb3-contrib's
 
 Runs land in runs/parity/ and are kept: a run finished by the same script is not repeated. What they say goes to
-results/parity/runs.csv, a row a run, and parity.csv, of which studies/tables.py makes the table of docs/parity.md. It
-also has the mapping of the hyperparameters and the margins, which were fixed before the runs.
+results/parity/runs.csv, a row a run, and parity.csv, of which studies/tables.py makes a table. docs/parity.md has the
+mapping of the hyperparameters and the margins, which were fixed before the runs.
 """
 
 import csv

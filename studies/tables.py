@@ -153,7 +153,7 @@ def parity():
 
 TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence, "parity": parity}
 STUDIES = [f"report-{algo}" for algo in ("ppo", "a2c", "reinforce", "trpo")]
-STUDIES += ["minatar", "large-actions", "tune-ppo", "tune-a2c", "tune-reinforce", "tune-minatar"]
+STUDIES += ["cartpole", "minatar", "large-actions", "tune-ppo", "tune-a2c", "tune-reinforce", "tune-minatar"]
 TABLES |= {f"learning {study}": partial(learning, study) for study in STUDIES}
 TABLES |= {f"collapse {study}": partial(collapse, study) for study in STUDIES}
 PLACE = re.compile(r"<!-- table (.+?) -->\n(.*?)\n?<!-- end -->", re.DOTALL)

@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers import ROOT
 
+import learning
+import parity
 import tables
 
 
@@ -39,3 +43,44 @@ def test_numbers():
     assert [tables.short(x) for x in ("-0.04849", "0.05449", "24.4321", "-49228.6", "0")] == [
         *("-.048", ".054", "24.4", "-49,229", ".000"),
     ]
+
+
+def test_tables_of_learning(tmp_path, monkeypatch):
+    """From runs to CSVs to tables: each seed in its place, gaps left out, the last measurement as trained."""
+    curves = {"global_step": np.array([0.0, 50, 100]), "charts/episodic_return": np.array([np.nan, 10, 30])}
+    runs = []
+    for seed, alignment in ((1, 0.5), (2, 0.7), (3, np.nan)):
+        own = {"collapse/alignment": np.array([0.1, np.nan, alignment]), "collapse/classes_present": np.full(3, 2.0)}
+        own |= {"collapse_null/alignment": np.array([0.0, np.nan, 0.05])}
+        run = SimpleNamespace(curves=curves | own, record={"final_return": 20.0 + seed})
+        runs.append(learning.rows_of(run, "CartPole-v1, ACPG", seed))
+    row, curve = runs[0]
+    assert (row["auc"], row["untrained_alignment"], row["trained_alignment"]) == (20, 0.1, 0.5)
+    assert [(point["step"], point["return"]) for point in curve] == [(50, 10), (100, 30)]
+    (tmp_path / "learning").mkdir()
+    for row, _ in runs:  # columns that these runs don't have
+        row.update({f"{kind}_{m}": np.nan for m in tables.METRICS[::4] for kind in ("trained", "null")})
+        row.update({f"{kind}_{m}": 0.2 for m in tables.METRICS[1:4:2] for kind in ("trained", "null")})
+    learning.save_rows(tmp_path / "learning" / "report-ppo.csv", [row for row, _ in runs])
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    line = tables.learning("report-ppo")[-1]
+    assert line == "| CartPole-v1, ACPG | 22.0 | 21 22 23 | 22 +- 0.58 | 20 +- 0 |"
+    cells = tables.collapse("report-ppo")[-1].split(" | ")
+    assert cells[:4] == ["| CartPole-v1, ACPG", "2 +- 0", "undefined", "undefined"]
+    assert cells[6:8] == ["0.6 +- 0.1", "0.05 +- 0"]
+
+
+def test_the_table_of_parity(tmp_path, monkeypatch):
+    """A comparison that is made again replaces its rows, and leaves those of others; in the protocol's order."""
+    path = tmp_path / "parity" / "parity.csv"
+    path.parent.mkdir()
+    common = {"steps": 200000, "learning_rate": 0.001, "seeds": 20, "measure": "auc", "ours": 20.04, "ours_sd": 3.0}
+    common |= {"sb3": 19.0, "sb3_sd": 2.0, "difference": 1.04, "low": -1.0, "high": 3.08, "margin": 25, "verdict": "x"}
+    row = lambda name, **more: {"comparison": name, "env": "CartPole-v1"} | common | more  # noqa: E731
+    parity.save_rows(path, [row("TRPO"), row("of an older protocol")])
+    parity.save_rows(path, [row("PPO"), row("A2C")])
+    parity.save_rows(path, [row("A2C", verdict="equivalent")])
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    lines = tables.parity()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| PPO", "| A2C", "| TRPO"]
+    assert lines[1].endswith("| 20 | auc | 20.0 (sd 3.0) | 19.0 (sd 2.0) | +1.0 [-1.0, +3.1] | 25 | equivalent |")

@@ -39,6 +39,7 @@ def test_flat_curves_have_no_shift():
     assert tuned.shift_of(np.full(5, 0.5), np.full(5, 0.7), RATES) == (0, pytest.approx(0.2))
 
 
+@pytest.mark.slow
 def test_shift_intervals():
     """They hold the truth, and are wide where nothing tells."""
     rng = np.random.default_rng(0)
