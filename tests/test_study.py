@@ -171,6 +171,15 @@ def test_seeds():
     assert study.seeds_of(["1-2", 9], "x") == [1, 2, 9]
 
 
+def test_common_seeds_are_the_reports_unless_given(tmp_path):
+    path = tmp_path / "study.toml"
+    for more, common in (("", [1, 2, 3, 4, 5]), (', common = "7-8"', [7, 8])):
+        path.write_text(SMALL.replace('report = "1-5"', f'report = "1-5"{more}'))
+        part = study.read_study(path)[0][0]
+        assert part.common == dict.fromkeys(part.names, common)
+        assert part.report == dict.fromkeys(part.names, [1, 2, 3, 4, 5])
+
+
 def test_jobs_keep_stages_and_settings_apart(tmp_path):
     """Arms are called by their value where all values run, and by their name where one was chosen."""
     (part,), outcomes, thresholds = study.read_study(ROOT / "benchmark" / "small.toml")
