@@ -79,7 +79,7 @@ class Args:
     target_kl: float | None = None  # end an update's epochs once the approximate KL divergence exceeds this
     feature_dim: int = 64  # width of the features h, the input of the action-selection layer
     activation: Literal["tanh", "relu"] = "tanh"  # of hidden layers; convolutions have ReLU
-    head_gain: float = 0.01  # gain of the last layer; small, for a first policy that is near uniform
+    head_gain: float = 0.001  # gain of the last layer; small, for a first policy that is near uniform
 
 
 # Network ----------------------------------------------------------------------------------------------------

@@ -237,6 +237,17 @@ def grid_of(scores, part, arm):
     return cells if all(len(task) == len(part.values) for task in cells) else None
 
 
+def grid_rows(part, grids, scores):
+    """Rows of grid.csv: at each task and value the seeds of an arm, their mean clipped area, and how many failed."""
+    for arm, grid in grids.items():
+        tasks = [(env, algo) for env in part.tasks for algo in part.algos]
+        for (env, algo), cells in zip(tasks, grid, strict=True):
+            for value, cell in zip(part.values, cells, strict=True):
+                own = (scores.env == env) & (scores.algo == algo) & (scores.arm == f"{arm}.{value}")
+                row = {"env": env, "algo": algo, "arm": arm, "value": value, "seeds": len(cell), "area": cell.mean()}
+                yield row | {"failed": (scores.norm_final[own] < 0.5).sum()}
+
+
 def choose(scores, part):
     """({(env, algo, arm): value}, the same with one value for all of an arm's tasks): the best mean area over the
     tuning seeds, the first of equals. Ends in one line if a cell has no runs or no scores."""
@@ -334,6 +345,8 @@ def sensitivity_lines(part, args):
     scores = scores_of(args.out / part.name / stage, args.thresholds)
     grids = {arm: grid for arm in arms if (grid := grid_of(scores, part, arm)) is not None}
     plot_grid(part, grids, args.out / part.name / "grid.png")
+    cells = pd.DataFrame(grid_rows(part, grids, scores))
+    cells.to_csv(args.out / part.name / "grid.csv", index=False, float_format="%.6g")
     lines = [f"Seeds of the {stage}; mean area, clipped to [0, 1].", ""]
     rows = []
     for arm, grid in grids.items():

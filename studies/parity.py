@@ -70,8 +70,9 @@ class Comparison:
 
 
 PPO = {"n_epochs": 4, "vf_coef": 0.25}
-ZOO_CARTPOLE = "--no-clip-vloss --num-minibatches 1 --update-epochs 20 --gamma 0.98 --gae-lambda 0.8 --ent-coef 0"
-ZOO_LUNAR = "--no-clip-vloss --num-minibatches 32 --gamma 0.999 --gae-lambda 0.98"
+ZOO = "--no-clip-vloss --head-gain 0.01"  # gain: theirs
+ZOO_CARTPOLE = f"{ZOO} --num-minibatches 1 --update-epochs 20 --gamma 0.98 --gae-lambda 0.8 --ent-coef 0"
+ZOO_LUNAR = f"{ZOO} --num-minibatches 32 --gamma 0.999 --gae-lambda 0.98"
 # the critic's rate is constant; our gradients are not clipped, as theirs are not
 TRPO = {"batch_size": 128, "cg_max_steps": 10}
 COMPARISONS = [

@@ -138,6 +138,33 @@ def collapse(study):
     return table(["arm", "classes", *(name for metric in METRICS for name in (f"`{metric}`", "null"))], lines)
 
 
+def default():
+    """What the choice of the default gave: each setting's best area on each task, their mean, and its failed runs."""
+    rows = read("default/default/grid.csv")
+    tasks, lines = list(dict.fromkeys(row["env"] for row in rows)), []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        best = [max((row for row in own if row["env"] == env), key=lambda row: float(row["area"])) for env in tasks]
+        cells = [f"{short(row['area'])} ({row['value']})" for row in best]
+        score = statistics.fmean(float(row["area"]) for row in best)
+        failed = sum(int(row["failed"]) for row in own)
+        lines.append([f"`{arm}`", *cells, short(score, 4), f"{failed} of {sum(int(row['seeds']) for row in own)}"])
+    return table(["setting", *tasks, "score", "failed, at any rate"], lines)
+
+
+def longer_runs():
+    """The headline of docs/learning.md: what the scripts learn in longer runs."""
+    names = {"baseline": "baseline: median final return, mean +- standard error", "ACPG": "ACPG"}
+    lines = []
+    for algo in ("ppo", "a2c", "reinforce", "trpo"):
+        arms = by_arm(f"report-{algo}")
+        for task in dict.fromkeys(arm.rpartition(", ")[0] for arm in arms):
+            finals = [[float(row["final"]) for row in arms[f"{task}, {arm}"]] for arm in names]
+            cells = [f"{statistics.median(own):.1f}, {mean_error(map(str, own))}" for own in finals]
+            lines.append([f"{algo.upper()}, {task}", *cells])
+    return table(["algorithm, task", *names.values()], lines)
+
+
 def parity():
     lines = []
     for row in read("parity/parity.csv"):
@@ -152,6 +179,7 @@ def parity():
 
 
 TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence, "parity": parity}
+TABLES |= {"default": default, "longer runs": longer_runs}
 STUDIES = [f"report-{algo}" for algo in ("ppo", "a2c", "reinforce", "trpo")]
 STUDIES += ["cartpole", "minatar", "large-actions", "tune-ppo", "tune-a2c", "tune-reinforce", "tune-minatar"]
 TABLES |= {f"learning {study}": partial(learning, study) for study in STUDIES}

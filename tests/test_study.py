@@ -236,6 +236,9 @@ def test_a_small_study_to_its_end(tmp_path):
     assert "| CartPole-v1 | ppo | baseline | 2.5e-3 | 2.5e-3 |" in text
     assert "frozen, final return, cartpole | -" in text and "| behind |" in text and "changed after" not in text
     assert (out / "cartpole" / "grid.png").exists()
+    cells = pd.read_csv(out / "cartpole" / "grid.csv").set_index(["arm", "value"])
+    assert set(cells.seeds) == {2} and set(cells.failed) <= {0, 1, 2}
+    assert cells.loc[("frozen", 2.5e-3), "failed"] == 2 and cells.loc[("frozen", 2.5e-3), "area"] < 0.3
     for stage in ("tuned", "common"):
         assert (out / "cartpole" / "reports" / stage / "report.md").exists()
 

@@ -70,6 +70,27 @@ def test_tables_of_learning(tmp_path, monkeypatch):
     assert cells[6:8] == ["0.6 +- 0.1", "0.05 +- 0"]
 
 
+def test_the_table_of_the_default(tmp_path, monkeypatch):
+    """The best rate of each task, not one for all; failures at all of them."""
+    folder = tmp_path / "default" / "default"
+    folder.mkdir(parents=True)
+    rows = ["env,algo,arm,value,seeds,area,failed", "a,ppo,acpg,1e-3,3,.2,2", "a,ppo,acpg,2e-3,3,.4,1"]
+    rows += ["b,ppo,acpg,1e-3,3,.9,0", "b,ppo,acpg,2e-3,3,.7,0"]
+    (folder / "grid.csv").write_text("\n".join(rows))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.default()[2:] == ["| `acpg` | .400 (2e-3) | .900 (1e-3) | .6500 | 3 of 12 |"]
+
+
+def test_the_table_of_longer_runs(tmp_path, monkeypatch):
+    (tmp_path / "learning").mkdir()
+    rows = ["arm,seed,final", "x-v1,baseline,1,5", "x-v1,baseline,2,7", "x-v1,ACPG,1,1", "x-v1,ACPG,2,1"]
+    text = "\n".join(row.replace("x-v1,", '"x-v1, ').replace(",1,", '",1,').replace(",2,", '",2,') for row in rows)
+    for algo in ("ppo", "a2c", "reinforce", "trpo"):
+        (tmp_path / "learning" / f"report-{algo}.csv").write_text(text)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.longer_runs()[3] == "| A2C, x-v1 | 6.0, 6 +- 1 | 1.0, 1 +- 0 |"
+
+
 def test_the_table_of_parity(tmp_path, monkeypatch):
     """A comparison that is made again replaces its rows, and leaves those of others; in the protocol's order."""
     path = tmp_path / "parity" / "parity.csv"
