@@ -7,7 +7,6 @@
     python studies/learning.py report-a2c
     python studies/learning.py report-reinforce
     python studies/learning.py report-trpo       # nothing of TRPO was tuned
-    python studies/learning.py cartpole          # seeds 1..5: PPO, A2C and REINFORCE on CartPole-v1
     python studies/learning.py tune-minatar      # seeds 101..102: learning rates on MinAtar's Breakout
     python studies/learning.py minatar           # seeds 1..2: PPO on three games of MinAtar
     python studies/learning.py large-actions     # seeds 1..3: PPO with 51 and 25 actions
@@ -87,11 +86,6 @@ STUDIES["report-trpo"] = [
     (f"{env}, {n}", f"trpo_{s}", f"--env-id {env} --total-timesteps {steps}")
     for env, steps in (("CartPole-v1", 300_000), ("LunarLander-v3", 500_000))
     for n, s in ARMS
-]
-STUDIES["cartpole"] = [
-    (name.replace("CartPole-v1", a.upper()), *run)
-    for a in ("ppo", "a2c", "reinforce")
-    for name, *run in STUDIES[f"report-{a}"][:2]
 ]
 # the larger rate won in both arms: docs/learning.md
 MINATAR = "--env-id environments.minatar:MinAtar-{}-v0 --num-envs 16 --total-timesteps 500000 --learning-rate {}"
@@ -226,7 +220,6 @@ def main():
 def run(args):
     """Run what is missing, and write the CSVs."""
     own = {"tune-minatar": range(101, 103), "minatar": range(1, 3), "large-actions": range(1, 4)}
-    own["cartpole"] = range(1, 6)
     seeds = args.seeds or own.get(args.study, range(101, 106) if args.study.startswith("tune") else range(1, 11))
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [
