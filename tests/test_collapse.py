@@ -497,7 +497,8 @@ def test_diagnose_labels_with_the_greedy_action(module):
     agent, obs = make_agent(module), observations()
     if agent.action_layer.bias is not None:
         with torch.no_grad():
-            agent.action_layer.bias.copy_(torch.tensor([0.0, 0.01, -0.01, 0.005]))
+            size = agent.action_layer.weight.norm(dim=1).mean()  # what the features add to a logit is of this size too
+            agent.action_layer.bias.copy_(size * torch.tensor([0.0, 1.0, -1.0, 0.5]))
     tags = module.diagnose(agent, obs, 0)
     with torch.no_grad():
         greedy = agent.logits(obs).argmax(-1)
