@@ -387,13 +387,16 @@ def plot_grid(part, grids, path):
     tasks, colours = [(env, algo) for env in part.tasks for algo in part.algos], colours_of(list(grids))
     figure, grid = plt.subplots(1, len(tasks), figsize=(1 + 3.2 * len(tasks), 3.4), squeeze=False, layout="constrained")
     for k, (axes, (env, algo)) in enumerate(zip(grid[0], tasks, strict=True)):
-        for arm, cells in grids.items():
-            x, means = range(len(part.values)), [cell.mean() for cell in cells[k]]
+        for j, (arm, cells) in enumerate(grids.items()):
+            aside = 0.06 * (j - (len(grids) - 1) / 2)  # so that no interval hides another
+            x, means = np.arange(len(part.values)) + aside, [cell.mean() for cell in cells[k]]
             axes.plot(x, means, "o-", color=colours[arm], label=arm)
             for i, cell in enumerate(cells[k]):
                 if len(cell) > 1 and np.ptp(cell):
                     half = stats.t.ppf(0.975, len(cell) - 1) * stats.sem(cell)
-                    axes.plot([i, i], [means[i] - half, means[i] + half], color=colours[arm], alpha=0.4, linewidth=4)
+                    axes.plot(
+                        [x[i], x[i]], [means[i] - half, means[i] + half], color=colours[arm], alpha=0.5, linewidth=2
+                    )
         axes.set_xticks(range(len(part.values)), part.values)
         axes.set(title=f"{env}, {algo}", xlabel=part.flag.strip("-").replace("-", " "))
     grid[0][0].set_ylabel("normalised area")

@@ -49,7 +49,7 @@ class Part:
     epochs: int
     seeds: int
     envs: tuple = ("CartPole-v1", "LunarLander-v3")
-    arms: tuple = ("baseline=baseline:--head-gain=0.01", PAPER, "acpg")
+    arms: tuple = ("baseline=baseline:--head-gain=0.01", PAPER, "acpg")  # PPO's gain was that
     flags: str = ""
 
     @property

@@ -129,15 +129,25 @@ def learning(study):
 METRICS = ("nc1", "variability_quotient", "alignment", "etf_error", "mean_weight_cosine")
 
 
+def kinds(metric):
+    """The columns of a metric: only the ETF error has the untrained network's, as it may start lower than it ends."""
+    return ("trained", "untrained", "null") if metric == "etf_error" else ("trained", "null")
+
+
 def collapse(study):
     """The metrics of each arm's trained networks beside their nulls."""
     lines = []
     for arm, rows in by_arm(study).items():
-        cells = {m: [mean_error([row[f"{kind}_{m}"] for row in rows]) for kind in ("trained", "null")] for m in METRICS}
-        if all(row["trained_classes_present"] == "2" for row in rows):
-            cells["etf_error"] = ["void", "void"]  # two means are always an ETF
-        lines.append([arm, mean_error([row["trained_classes_present"] for row in rows]), *sum(cells.values(), [])])
-    return table(["arm", "classes", *(name for metric in METRICS for name in (f"`{metric}`", "null"))], lines)
+        line = [arm, mean_error([row["trained_classes_present"] for row in rows])]
+        void = all(row["trained_classes_present"] == "2" for row in rows)  # two means are always an ETF
+        for metric in METRICS:
+            for kind in kinds(metric):
+                nothing = void and metric == "etf_error"
+                line.append("void" if nothing else mean_error([row[f"{kind}_{metric}"] for row in rows]))
+        lines.append(line)
+    names = {"untrained": "untrained", "null": "null"}
+    header = [names.get(kind, f"`{metric}`") for metric in METRICS for kind in kinds(metric)]
+    return table(["arm", "classes", *header], lines)
 
 
 def default():
@@ -155,16 +165,22 @@ def default():
 
 
 def longer_runs():
-    """The headline of docs/learning.md: what the scripts learn in longer runs."""
+    """The headline of docs/learning.md: what the scripts learn in longer runs, and ACPG minus baseline, +- its standard
+    error, in the final return and in the area under the curve."""
     names = {"baseline": "baseline: median final return, mean +- standard error", "ACPG": "ACPG"}
     lines = []
     for algo in ("ppo", "a2c", "reinforce", "trpo"):
         arms = by_arm(f"report-{algo}")
         for task in dict.fromkeys(arm.rpartition(", ")[0] for arm in arms):
-            finals = [[float(row["final"]) for row in arms[f"{task}, {arm}"]] for arm in names]
-            cells = [f"{statistics.median(own):.1f}, {mean_error(map(str, own))}" for own in finals]
-            lines.append([f"{algo.upper()}, {task}", *cells])
-    return table(["algorithm, task", *names.values()], lines)
+            cells, differences = [], []
+            for measure in ("final", "auc"):
+                both = [[float(row[measure]) for row in arms[f"{task}, {arm}"]] for arm in names]
+                if measure == "final":
+                    cells += [f"{statistics.median(own):.1f}, {mean_error(map(str, own))}" for own in both]
+                error = sum(statistics.variance(own) / len(own) for own in both) ** 0.5
+                differences.append(f"{statistics.fmean(both[1]) - statistics.fmean(both[0]):+.3g} +- {error:.2g}")
+            lines.append([f"{algo.upper()}, {task}", *cells, *differences])
+    return table(["algorithm, task", *names.values(), "difference, final", "difference, area"], lines)
 
 
 def parity():

@@ -67,7 +67,7 @@ def test_tables_of_learning(tmp_path, monkeypatch):
     assert line == "| CartPole-v1, ACPG | 22.0 | 21 22 23 | 22 +- 0.58 | 20 +- 0 |"
     cells = tables.collapse("report-ppo")[-1].split(" | ")
     assert cells[:4] == ["| CartPole-v1, ACPG", "2 +- 0", "undefined", "undefined"]
-    assert cells[6:8] == ["0.6 +- 0.1", "0.05 +- 0"] and cells[8:10] == ["void", "void"]  # of two classes
+    assert cells[6:8] == ["0.6 +- 0.1", "0.05 +- 0"] and cells[8:11] == ["void"] * 3  # of two classes
 
 
 def test_the_table_of_the_default(tmp_path, monkeypatch):
@@ -83,12 +83,12 @@ def test_the_table_of_the_default(tmp_path, monkeypatch):
 
 def test_the_table_of_longer_runs(tmp_path, monkeypatch):
     (tmp_path / "learning").mkdir()
-    rows = ["arm,seed,final", "x-v1,baseline,1,5", "x-v1,baseline,2,7", "x-v1,ACPG,1,1", "x-v1,ACPG,2,1"]
-    text = "\n".join(row.replace("x-v1,", '"x-v1, ').replace(",1,", '",1,').replace(",2,", '",2,') for row in rows)
+    rows = ["arm,seed,final,auc", '"x-v1, baseline",1,5,40', '"x-v1, baseline",2,7,40']
+    text = "\n".join([*rows, '"x-v1, ACPG",1,1,38', '"x-v1, ACPG",2,1,44'])
     for algo in ("ppo", "a2c", "reinforce", "trpo"):
         (tmp_path / "learning" / f"report-{algo}.csv").write_text(text)
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    assert tables.longer_runs()[3] == "| A2C, x-v1 | 6.0, 6 +- 1 | 1.0, 1 +- 0 |"
+    assert tables.longer_runs()[3] == "| A2C, x-v1 | 6.0, 6 +- 1 | 1.0, 1 +- 0 | -5 +- 1 | +1 +- 3 |"
 
 
 def test_the_table_of_parity(tmp_path, monkeypatch):
