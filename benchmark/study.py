@@ -224,7 +224,9 @@ def scores_of(folder, thresholds):
 
 
 def grid_of(scores, part, arm):
-    """An arm's grid for intervals.compare_sensitivity: clipped areas by task and value, None if any cell is empty."""
+    """An arm's grid for intervals.compare_sensitivity: clipped areas by task and value, in the order of the seeds, or
+    None if any cell is empty."""
+    scores = scores.sort_values("seed")  # runs that are packed are read before others
     cells = [
         [
             scores.norm_auc[(scores.env == env) & (scores.algo == algo) & (scores.arm == f"{arm}.{value}")].clip(0, 1)

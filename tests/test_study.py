@@ -84,7 +84,7 @@ def make_part(**more):
 def make_scores(means):
     """A run table in which {(env, arm): area at each value} holds for two seeds, one above and one below."""
     rows = [
-        {"env": env, "algo": "ppo", "arm": f"{arm}.{value}", "norm_auc": mean + sign * 0.05}
+        {"env": env, "algo": "ppo", "arm": f"{arm}.{value}", "norm_auc": mean + sign * 0.05, "seed": sign}
         for (env, arm), row in means.items()
         for value, mean in zip(("1e-3", "1e-2", "1e-1"), row, strict=True)
         for sign in (-1, 1)
@@ -103,6 +103,14 @@ def test_choice():
     assert common["a", "ppo", "acpg"] == "1e-3"  # .7 and .7 against .2 and 1
     with pytest.raises(SystemExit, match="acpg"):
         study.choose(make_scores({key: row for key, row in means.items() if key != ("b", "acpg")}), make_part())
+
+
+def test_the_order_in_which_runs_are_read_does_not_matter():
+    """Packed runs come before others; halves of the seeds, and pairs of the arms, are by seed nevertheless."""
+    scores = make_scores({(env, "acpg"): [0.2, 0.5, 0.3] for env in "ab"})
+    for order in (scores, scores[::-1], scores.sample(frac=1, random_state=1)):
+        grid = study.grid_of(order, make_part(), "acpg")
+        np.testing.assert_allclose(grid, [[[0.15, 0.25], [0.45, 0.55], [0.25, 0.35]]] * 2)
 
 
 def test_p_value():
