@@ -335,8 +335,9 @@ def mean_band(curves):
     return mean, mean - half, mean + half
 
 
-# Sensitivity to a hyperparameter. `grid` is a list over tasks of a list over rates of an arm's scores (n,): per-run
-# normalised areas, clipped to [0, 1] so that no single failure outweighs the rest. After Adkins et al. 2024.
+# Sensitivity to a hyperparameter. `grid` is a list over tasks of a list over rates of an arm's scores (n,), of the same
+# seeds at all rates of a task: per-run normalised areas, clipped to [0, 1] so that no single failure outweighs the
+# rest. After Adkins et al. 2024.
 
 
 def grid_means(grid):
@@ -406,9 +407,10 @@ def resample_grid(grid, rng):
 def compare_sensitivity(base, treated, rates, rng, resamples=1000, level=0.95):
     """Rows: each measure of SENSITIVITY of two arms' grids, and the difference treated - base with its interval.
 
-    Of the mean over the grid that of `stratified_mean` over all cells, runs paired by their order; of the others the
-    bootstrap's percentiles, seeds drawn within each task and rate, which at few seeds are too narrow; NaN where a cell
-    has fewer than four runs. An arm that learns nowhere is as bad at every rate: read plateaus beside the best rate.
+    Of the mean over the grid that of `stratified_mean` of each seed's mean over the rates, as a seed's runs need not be
+    independent of each other, seeds paired by their order; of the others the bootstrap's percentiles, seeds drawn
+    within each task and rate, which at few seeds are too narrow; NaN where a cell has fewer than four runs. An arm that
+    learns nowhere is as bad at every rate: read plateaus beside the best rate.
     """
     few = min(len(cell) for grid in (base, treated) for task in grid for cell in task) < 4
     draws = [(resample_grid(base, rng), resample_grid(treated, rng)) for _ in range(resamples)]
@@ -417,8 +419,8 @@ def compare_sensitivity(base, treated, rates, rng, resamples=1000, level=0.95):
         if few:
             low = high = math.nan
         elif name == "mean over the grid":
-            cells = [t - b for one, two in zip(base, treated, strict=True) for b, t in zip(one, two, strict=True)]
-            low, high = stratified_mean(cells, rng, level)[1:]
+            pairs = [(np.mean(b, axis=0), np.mean(t, axis=0)) for b, t in zip(base, treated, strict=True)]
+            low, high = stratified_mean([t - b for b, t in pairs], rng, level)[1:]
         else:
             differences = [measure(t, rates) - measure(b, rates) for b, t in draws]
             low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])

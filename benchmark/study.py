@@ -23,7 +23,7 @@ import pandas as pd
 
 import report
 import sweep as sweeps
-from intervals import VERDICT_SEEDS, aggregate, compare_sensitivity, holm, paired_tasks, stratified_mean
+from intervals import VERDICT_SEEDS, aggregate, compare_sensitivity, grid_means, holm, paired_tasks, stratified_mean
 from reading import PACKED, RETURN, on_grid, read_packed, read_references, write_packed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +101,8 @@ def read_study(path):
     thresholds = content.get("threshold", {})
     if not isinstance(thresholds, dict) or not all(type(value) in (int, float) for value in thresholds.values()):
         fail(f"--study {path}: [threshold] takes ENV = VALUE")
+    if unknown := set(thresholds) - {env for part in parts for env in part.tasks}:
+        fail(f"--study {path}: [threshold] has {', '.join(sorted(unknown))}, which is no part's task")
     outcomes = [(outcome, [part]) for part in parts for outcome in part.primary]
     named = {part.name: part for part in parts}
     tables = content.get("primary", [])
@@ -212,7 +214,8 @@ def run(part, args, stage, jobs):
 
 
 def scores_of(folder, thresholds):
-    """The run table of a stage's folder with normalised scores; arms as they are called there."""
+    """The run table of a stage's folder with normalised scores; arms as they are called there. Areas are clipped to
+    [0, 1] and final returns from below at 0, so that a run that diverged, which has 0, is ahead of none."""
     runs, curves, _, settings = report.read_runs(folder)
     cache = read_references(folder)
     words = [f"{env}={value}" for env, value in thresholds.items() if env in set(runs.env)]
@@ -220,34 +223,34 @@ def scores_of(folder, thresholds):
     known, randoms = report.references(settings, own, cache)
     (folder / "references.json").write_text(json.dumps(cache, indent=1) + "\n")
     returns = np.stack([on_grid(curve, RETURN, b) for curve, b in zip(curves, runs.budget, strict=True)])
-    return report.score(runs, returns, known, randoms)[0]
+    scores = report.score(runs, returns, known, randoms)[0]
+    return scores.assign(norm_auc=scores.norm_auc.clip(0, 1), norm_final=scores.norm_final.clip(lower=0))
 
 
-def grid_of(scores, part, arm):
-    """An arm's grid for intervals.compare_sensitivity: clipped areas by task and value, in the order of the seeds, or
-    None if any cell is empty."""
-    scores = scores.sort_values("seed")  # runs that are packed are read before others
-    cells = [
-        [
-            scores.norm_auc[(scores.env == env) & (scores.algo == algo) & (scores.arm == f"{arm}.{value}")].clip(0, 1)
-            for value in part.values
-        ]
-        for env in part.tasks
-        for algo in part.algos
-    ]
-    cells = [[cell.to_numpy() for cell in task if len(cell)] for task in cells]
-    return cells if all(len(task) == len(part.values) for task in cells) else None
+def grids_of(scores, part, arms):
+    """Each arm's grid for intervals.compare_sensitivity: areas by task and value, of the seeds that all values have on
+    a task in all of `arms`, in their order, so that runs are paired; None if a task has no such seed."""
+    grids = [[] for _ in arms]
+    for env in part.tasks:
+        for algo in part.algos:
+            own = scores[(scores.env == env) & (scores.algo == algo)].set_index("seed").norm_auc
+            names = scores.arm[(scores.env == env) & (scores.algo == algo)].to_numpy()
+            cells = [[own[names == f"{arm}.{value}"] for value in part.values] for arm in arms]
+            seeds = sorted(set.intersection(*(set(cell.index) for row in cells for cell in row)))
+            if not seeds:
+                return None
+            for grid, row in zip(grids, cells, strict=True):
+                grid.append([cell.loc[seeds].to_numpy() for cell in row])
+    return grids
 
 
-def grid_rows(part, grids, scores):
-    """Rows of grid.csv: at each task and value the seeds of an arm, their mean clipped area, and how many failed."""
-    for arm, grid in grids.items():
-        tasks = [(env, algo) for env in part.tasks for algo in part.algos]
-        for (env, algo), cells in zip(tasks, grid, strict=True):
-            for value, cell in zip(part.values, cells, strict=True):
-                own = (scores.env == env) & (scores.algo == algo) & (scores.arm == f"{arm}.{value}")
-                row = {"env": env, "algo": algo, "arm": arm, "value": value, "seeds": len(cell), "area": cell.mean()}
-                yield row | {"failed": (scores.norm_final[own] < 0.5).sum()}
+def grid_rows(part, arms, scores):
+    """Rows of grid.csv: at each task and value the seeds of an arm, their mean area, and how many failed."""
+    for env, algo, arm in cells_of(part, arms):
+        for value in part.values:
+            own = scores[(scores.env == env) & (scores.algo == algo) & (scores.arm == f"{arm}.{value}")]
+            row = {"env": env, "algo": algo, "arm": arm, "value": value, "seeds": len(own), "area": own.norm_auc.mean()}
+            yield row | {"failed": (own.norm_final < 0.5).sum()}
 
 
 def choose(scores, part):
@@ -255,14 +258,23 @@ def choose(scores, part):
     tuning seeds, the first of equals. Ends in one line if a cell has no runs or no scores."""
     own, common = {}, {}
     for arm in part.names:
-        grid = grid_of(scores, part, arm)
-        if grid is None or not all(np.isfinite(cell).all() for task in grid for cell in task):
+        grids = grids_of(scores, part, [arm])
+        if grids is None or not all(np.isfinite(cell).all() for task in grids[0] for cell in task):
             fail(f"part {part.name}: its tuning of {arm} lacks runs or scores; see its logs, or set a [threshold]")
-        means = np.array([[cell.mean() for cell in task] for task in grid])
+        means = grid_means(grids[0])
         tasks = [(env, algo, arm) for env in part.tasks for algo in part.algos]
         own |= {task: part.values[row.argmax()] for task, row in zip(tasks, means, strict=True)}
         common |= dict.fromkeys(tasks, part.values[means.mean(0).argmax()])
     return own, common
+
+
+def edges(part):
+    """The smallest and the largest value of the grid, if they are numbers."""
+    try:
+        values = sorted(part.values, key=float)
+    except ValueError:
+        return []
+    return [values[0], values[-1]]
 
 
 # The report
@@ -297,13 +309,15 @@ def p_value(tasks, resamples=20_000):
 
 
 def paired_cells(part, args, arm, measure):
-    """[(baseline's scores, the arm's)] by task, in `grid` by task and value, that a primary outcome compares."""
+    """[(baseline's scores, the arm's)] by task, of the same seeds, that a primary outcome compares; in `grid` each
+    seed's mean over the values."""
     if measure == "grid":
         scores = scores_of(args.out / part.name / "grid", args.thresholds)
-        base, treated = (grid_of(scores, part, name) for name in ("baseline", arm))
-        if base is None or treated is None:
+        grids = grids_of(scores, part, ["baseline", arm])
+        if grids is None:
             fail(f"part {part.name}: its grid lacks runs of {arm} or baseline; see its logs")
-        return [(b, t) for one, two in zip(base, treated, strict=True) for b, t in zip(one, two, strict=True)]
+        # a seed's runs at several values need not be independent: their mean is one score
+        return [tuple(np.mean(cells, axis=0) for cells in pair) for pair in zip(*grids, strict=True)]
     scores = scores_of(args.out / part.name / "tuned", args.thresholds)
     tables = paired_tasks(scores[scores.norm_final.notna()], arm, "baseline").values()
     return [tuple(table[f"norm_{measure}"].to_numpy(float) for table in pair) for pair in tables]
@@ -318,6 +332,7 @@ def primary_rows(outcomes, args):
         pairs = [pair for part in parts for pair in paired_cells(part, args, arm, measure)]
         name = f"{arm}, {PRIMARY[measure]}, {' + '.join(part.name for part in parts)}"
         row = {"outcome": name, "tasks": len(pairs), "seeds": min(len(b) for b, _ in pairs)}
+        row["of_tasks"] = sum(len(part.tasks) * len(part.algos) for part in parts)
         row |= {"p": p_value([t - b for b, t in pairs])}
         for label, level in (("", 0.95), ("corrected_", 1 - 0.05 / len(outcomes))):
             estimate = aggregate("mean", *zip(*pairs, strict=True), np.random.default_rng(0), 20_000, level)
@@ -331,6 +346,8 @@ def primary_rows(outcomes, args):
 
 def primary_verdict(row):
     """Equivalent if the corrected interval lies within the margin, ahead or behind if Holm's p is below .05."""
+    if row["tasks"] < row["of_tasks"]:
+        return f"none: runs of {row['tasks']} of {row['of_tasks']} tasks"
     if row["seeds"] < VERDICT_SEEDS:
         return f"none: fewer than {VERDICT_SEEDS} seeds"
     if max(abs(row["corrected_low"]), abs(row["corrected_high"])) < MARGIN:
@@ -345,9 +362,9 @@ def sensitivity_lines(part, args):
     stage = "grid" if part.grid else "tuning"
     arms = [arm for arm in part.names if arm in (part.grid or part.tuning)]
     scores = scores_of(args.out / part.name / stage, args.thresholds)
-    grids = {arm: grid for arm in arms if (grid := grid_of(scores, part, arm)) is not None}
+    grids = {arm: grid[0] for arm in arms if (grid := grids_of(scores, part, [arm])) is not None}
     plot_grid(part, grids, args.out / part.name / "grid.png")
-    cells = pd.DataFrame(grid_rows(part, grids, scores))
+    cells = pd.DataFrame(grid_rows(part, list(grids), scores))
     cells.to_csv(args.out / part.name / "grid.csv", index=False, float_format="%.6g")
     lines = [f"Seeds of the {stage}; mean area, clipped to [0, 1].", ""]
     rows = []
@@ -366,15 +383,14 @@ def sensitivity_lines(part, args):
         rates = []
     if len(rates) > 1 and "baseline" in grids and min(rates) > 0:
         rows = []
-        for arm, grid in grids.items():
-            fewest = min(len(cell) for one in (grid, grids["baseline"]) for task in one for cell in task)
-            if arm != "baseline" and fewest > 1:
-                pair = [[[cell[:fewest] for cell in task] for task in one] for one in (grids["baseline"], grid)]
-                for row in compare_sensitivity(*pair, rates, np.random.default_rng(0)):
-                    values = [report.number(row[key]) for key in ("base", "treated")]
-                    rows.append(
-                        (arm, row["measure"], *values, report.between(*(row[k] for k in ("difference", "low", "high"))))
-                    )
+        for arm in grids:
+            pair = grids_of(scores, part, ["baseline", arm])
+            if arm == "baseline" or pair is None or min(len(task[0]) for task in pair[0]) < 2:
+                continue
+            for row in compare_sensitivity(*pair, rates, np.random.default_rng(0)):
+                values = [report.number(row[key]) for key in ("base", "treated")]
+                difference = report.between(*(row[key] for key in ("difference", "low", "high")))
+                rows.append((arm, row["measure"], *values, difference))
         lines += [report.table(rows, ("arm", "sensitivity", "baseline", "arm", "difference, 95 %"))]
     return lines
 
@@ -430,6 +446,12 @@ def write_report(path, parts, outcomes, args, chosen):
     ]
     if now != begun["sha256"]:
         lines += ["**The study file was changed after the first run.**", ""]
+    settings = [
+        {"part": name, "env": env, "algo": algo, "arm": arm, "value": value, "common": chosen[name][1][env, algo, arm]}
+        for name, (own, _) in chosen.items()
+        for (env, algo, arm), value in own.items()
+    ]
+    pd.DataFrame(settings).to_csv(args.out / "chosen.csv", index=False)
     rows = primary_rows(outcomes, args)
     lines += ["## Primary outcomes", ""]
     if rows:
@@ -454,9 +476,10 @@ def write_report(path, parts, outcomes, args, chosen):
         own, common = chosen[part.name]
         lines += [f"## Part {part.name}", ""]
         if part.tuning:
-            body = [(*key, value, common[key]) for key, value in own.items()]
+            body = [(*k, value + " *edge*" * (value in edges(part)), common[k]) for k, value in own.items()]
             header = ("environment", "algorithm", "arm", "for the task", "for all tasks")
-            lines += [f"Chosen {part.flag} on the tuning seeds, by mean normalised area:", ""]
+            lines += [f"Chosen {part.flag} on the tuning seeds, by mean normalised area; beyond an *edge* of the grid"]
+            lines += ["there may be a better one:", ""]
             lines += [report.table(body, header), *sensitivity_lines(part, args)]
         if not part.report:
             continue
@@ -506,7 +529,8 @@ def main(args):
     for part in parts:
         own = common = dict.fromkeys(cells_of(part), part.values[0])
         if part.tuning:
-            failed += stage(part, args, "tuning", plans[part.name, "tuning"])
+            if lost := stage(part, args, "tuning", plans[part.name, "tuning"]):
+                refuse(lost, args)  # chosen without them, settings might change once they are there
             own, common = choose(scores_of(args.out / part.name / "tuning", args.thresholds), part)
         chosen[part.name] = own, common
         if not part.report:
@@ -518,9 +542,15 @@ def main(args):
         failed += stage(part, args, "common", jobs_of(part, args, "common", other, part.common))
         failed += stage(part, args, "grid", plans.get((part.name, "grid"), []))
         publish(part, args, own, common)
+    if failed:  # before a report that they may stop
+        print(f"{len(failed)} runs failed: {', '.join(map(sweeps.describe, failed))}", file=sys.stderr, flush=True)
     write_report(path, parts, outcomes, args, chosen)
     if failed:
-        fail(f"{len(failed)} runs failed: {', '.join(map(sweeps.describe, failed[:5]))}; see the logs in {args.out}")
+        refuse(failed, args)
+
+
+def refuse(failed, args):
+    fail(f"{len(failed)} runs failed: {', '.join(map(sweeps.describe, failed[:5]))}; see the logs in {args.out}")
 
 
 def stage(part, args, name, jobs):

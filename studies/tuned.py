@@ -27,7 +27,7 @@ PPO = ("tasks", "pendulum51")
 # What is told apart by which comparison: (question, arm, against, parts)
 COMPARISONS = [
     ("all of it", "acpg", "baseline", (*PPO, "minatar")),
-    ("all of it, tasks held out from the default's choice", "acpg", "baseline", PPO),
+    ("all of it, tasks held out from the default's choice", "acpg", "baseline", (*PPO, "minatar")),
     ("fixing", "acpg", "learned", PPO),
     ("fixing, with the scale learned", "scaled", "normalised", PPO),
     ("geometry", "acpg", "random", PPO),
@@ -36,14 +36,23 @@ COMPARISONS = [
     ("A2C", "acpg", "baseline", ("a2c",)),
     ("REINFORCE", "acpg", "baseline", ("reinforce",)),
     ("TRPO", "acpg", "baseline", ("trpo",)),
+    ("geometry in 64 dimensions, LunarLander", "etf-64", "random-64", ("geometry-lunarlander",)),
+    ("geometry in 64 dimensions, LunarLander25", "etf-64", "random-64", ("geometry-lunarlander25",)),
+    ("geometry in 64 dimensions, Pendulum51", "etf-64", "random-64", ("geometry-pendulum51",)),
     ("geometry in K - 1 = 3 dimensions, LunarLander", "etf-3", "random-3", ("geometry-lunarlander",)),
     ("geometry in 24 dimensions, LunarLander25", "etf-24", "random-24", ("geometry-lunarlander25",)),
     ("geometry in 50 dimensions, Pendulum51", "etf-50", "random-50", ("geometry-pendulum51",)),
     ("64 dimensions against K - 1, LunarLander", "etf-64", "etf-3", ("geometry-lunarlander",)),
     ("64 dimensions against K - 1, LunarLander25", "etf-64", "etf-24", ("geometry-lunarlander25",)),
     ("64 dimensions against K - 1, Pendulum51", "etf-64", "etf-50", ("geometry-pendulum51",)),
-    ("start of the features, gain .1 against sqrt 2", "gain-.1", "gain-1.41", ("start",)),
+    ("scale .1 against 1", "scale-.1", "default", ("scale",)),
+    ("scale .5 against 1", "scale-.5", "default", ("scale",)),
+    ("scale 2 against 1", "scale-2", "default", ("scale",)),
+    ("scale 10 against 1", "scale-10", "default", ("scale",)),
+    ("start of the features, gain .1 against sqrt 2", "default", "gain-1.41", ("scale",)),
 ]
+MARGIN = 0.05  # differences within it count as none
+HIGH = 2  # of the grid's rates are its high ones
 CHOICE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")  # on which the default was chosen
 SHIFTS = np.arange(-20, 21) / 20  # decades
 
@@ -63,9 +72,10 @@ def fail(message):
 
 def compare(question, arm, against, parts, scores):
     """Rows of comparisons.csv: mean differences over tasks in area and final return, and the decrease of the failure
-    rate."""
+    rate; none, and a line that says so, if one of the parts has not been run."""
     tables = [scores[part] for part in parts if part in scores]
-    if not tables or len(tables) < len(parts):
+    if len(tables) < len(parts):
+        print(f"left out, as not all of its parts have been run: {question}, {arm} against {against}")
         return
     table = pd.concat(tables)
     if "held out" in question:
@@ -83,8 +93,30 @@ def compare(question, arm, against, parts, scores):
         base, treated = zip(*[[side[column].to_numpy(float) for side in pair] for pair in pairs.values()], strict=True)
         levels = [[(x < 0.5).mean() if kind == "failures" else x.mean() for x in arrays] for arrays in (treated, base)]
         row = own | {"measure": measure, "of_arm": np.mean(levels[0]), "of_against": np.mean(levels[1])}
-        interval = aggregate(kind, base, treated, np.random.default_rng(0), 20_000)
-        yield row | dict(zip(("difference", "low", "high"), interval, strict=True))
+        yield row | judged(aggregate(kind, base, treated, np.random.default_rng(0), 20_000))
+
+
+def judged(interval):
+    """{difference, low, high, lead} of (difference, low, high): `equivalent` within the margin, ahead or behind if the
+    interval excludes 0, else `open`; leads, as their number is not corrected for."""
+    row = dict(zip(("difference", "low", "high"), interval, strict=True))
+    if max(abs(row["low"]), abs(row["high"])) < MARGIN:
+        return row | {"lead": "equivalent"}
+    return row | {"lead": "ahead" if row["low"] > 0 else "behind" if row["high"] < 0 else "open"}
+
+
+def high_rates(parts, scores):
+    """A row of comparisons.csv: `scaled` against `acpg` at the grid's highest rates, on the tuning seeds, where both
+    run all of them. A seed's mean over the rates is its score."""
+    parts = [part for part in parts if part.name in PPO and "tuning" in scores[part.name]]
+    pairs = [study.grids_of(scores[part.name]["tuning"], part, ["acpg", "scaled"]) for part in parts]
+    if len(parts) < len(PPO) or None in pairs:
+        return
+    against, arm = ([np.mean(task[-HIGH:], axis=0) for pair in pairs for task in pair[side]] for side in (0, 1))
+    row = {"question": f"scale, at the {HIGH} highest rates, tuning seeds", "arm": "scaled", "against": "acpg"}
+    row |= {"tasks": len(arm), "seeds": min(map(len, arm)), "measure": "auc"}
+    row |= {"of_arm": np.mean([x.mean() for x in arm]), "of_against": np.mean([x.mean() for x in against])}
+    yield row | judged(aggregate("mean", against, arm, np.random.default_rng(0), 20_000))
 
 
 # Shifts
@@ -94,9 +126,9 @@ def shift_of(base, treated, rates):
     """(shift, residual): how many decades of learning rate lie between two curves of score, and what is left.
 
     `base` and `treated` are mean scores (n,) at `rates` (n,), taken as piecewise linear in log10 rate. The shift s is
-    the one in SHIFTS for which treated(x) and base(x + s) differ least, by the mean of the squares at those rates of
-    either curve that fall within the other; it is positive if `treated` does at a rate what `base` does at a larger
-    one. The residual is the mean of treated(x) - base(x + s) there.
+    the one in SHIFTS for which treated(x) - base(x + s) varies least at those rates of either curve that fall within
+    the other; it is positive if `treated` does at a rate what `base` does at a larger one. The residual is the mean of
+    the differences there. Their variance, not their squares: a level that differs would else read as a shift.
     """
     x = np.log10(rates)
     best = (np.inf, 0.0, np.nan)
@@ -105,25 +137,27 @@ def shift_of(base, treated, rates):
         differences = np.concatenate(
             [treated[own] - np.interp(x[own] + s, x, base), np.interp(x[other] - s, x, treated) - base[other]]
         )
-        if len(differences) and (cost := np.mean(differences**2)) < best[0] - 1e-12:
+        if len(differences) and (cost := np.var(differences)) < best[0] - 1e-12:
             best = (cost, s, differences.mean())
     return best[1:]
 
 
 def shift_rows(task, base, treated, rates, rng, resamples=1000):
     """Rows of shift.csv for one task, whose grids are lists of each rate's scores (seeds,); intervals are percentiles
-    of the bootstrap, seeds drawn within each rate."""
+    of the bootstrap, seeds drawn within each rate. A shift whose interval comes to the end of SHIFTS is not
+    identified, and neither is what is left after it."""
     mean = lambda grid: np.array([cell.mean() for cell in grid])  # noqa: E731
     draw = lambda grid: mean([rng.choice(cell, len(cell)) for cell in grid])  # noqa: E731
     estimates = shift_of(mean(base), mean(treated), rates)
     draws = np.array([shift_of(draw(base), draw(treated), rates) for _ in range(resamples)])
-    for name, estimate, column in zip(("shift, decades", "left after it"), estimates, draws.T, strict=True):
-        low, high = np.quantile(column, (0.025, 0.975))
-        yield {"task": task, "measure": name, "estimate": estimate, "low": low, "high": high}
+    ends = np.quantile(draws, (0.025, 0.975), axis=0)
+    identified = bool(np.abs([estimates[0], *ends[:, 0]]).max() < SHIFTS.max() - 0.05 - 1e-9)
+    for name, estimate, low, high in zip(("shift, decades", "left after it"), estimates, *ends, strict=True):
+        yield {"task": task, "measure": name, "estimate": estimate, "low": low, "high": high, "identified": identified}
     for row in compare_sensitivity([base], [treated], rates, rng):
         if row["measure"] in ("best rate of each task", "plateau, decades"):
             values = {"estimate": row["difference"], "low": row["low"], "high": row["high"]}
-            yield {"task": task, "measure": row["measure"], **values}
+            yield {"task": task, "measure": row["measure"], **values, "identified": True}
 
 
 # Reading
@@ -195,7 +229,8 @@ def main():
     if not any(scores.values()):
         fail(f"--out {args.out} holds no runs; run bash benchmark.sh --study benchmark/tuned.toml")
     tuned = {name: found["tuned"] for name, found in scores.items() if "tuned" in found}
-    save_rows(args.out / "comparisons.csv", [row for entry in COMPARISONS for row in compare(*entry, tuned)])
+    rows = [row for entry in COMPARISONS for row in compare(*entry, tuned)]
+    save_rows(args.out / "comparisons.csv", [*rows, *high_rates(parts, scores)])
     collapse = [collapse_rows(part, args, tuned[part.name]) for part in parts if part.name in tuned]
     save_rows(args.out / "collapse.csv", [row for rows in collapse for row in rows])
     grids, rows, rng = {}, [], np.random.default_rng(0)
@@ -203,12 +238,12 @@ def main():
         if part.name not in PPO or "grid" not in scores[part.name]:
             continue
         rates = np.array([float(value) for value in part.values])
-        both = {arm: study.grid_of(scores[part.name]["grid"], part, arm) for arm in ("baseline", "acpg")}
-        if None in both.values():
+        both = study.grids_of(scores[part.name]["grid"], part, ["baseline", "acpg"])
+        if both is None:
             print(f"{args.out / part.name / 'grid'} is not complete: no shifts")
             continue
         for k, env in enumerate(part.tasks):
-            grids[env] = {arm: grid[k] for arm, grid in both.items()}
+            grids[env] = {"baseline": both[0][k], "acpg": both[1][k]}
             rows += shift_rows(env, grids[env]["baseline"], grids[env]["acpg"], rates, rng)
     if grids:
         save_rows(args.out / "shift.csv", rows)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from helpers import ROOT
 from scipy import stats
+from test_report import write_run
 
 import study
 import sweep
@@ -55,6 +56,7 @@ def run(path, out, *more):
         ("[[part]]", "[[primary]]\noutcome = 'acpg grid'\nparts = ['cartpole']\n[[part]]", "grid"),
         ("acpg auc", "baseline auc", "baseline auc"),
         ("frozen=acpg:", "frozen=dqn:", "--arms"),
+        ("[[part]]", "[threshold]\n'CartPole-v0' = 3\n[[part]]", "CartPole-v0"),
     ],
 )
 def test_what_is_wrong_is_named(old, new, word, tmp_path, monkeypatch):
@@ -93,14 +95,14 @@ def make_scores(means):
 
 
 def test_choice():
-    """Each task's own best, and the one with the best mean over tasks; an area above 1 counts as 1."""
+    """Each task's own best, and the one with the best mean over tasks."""
     means = {("a", "baseline"): [0.5, 0.4, 0.1], ("b", "baseline"): [0.1, 0.4, 0.5]}
-    means |= {("a", "acpg"): [0.7, 0.2, 0.1], ("b", "acpg"): [0.7, 1.9, 0.8]}
+    means |= {("a", "acpg"): [0.7, 0.2, 0.1], ("b", "acpg"): [0.7, 0.9, 0.8]}
     own, common = study.choose(make_scores(means), make_part())
     assert [own[env, "ppo", "baseline"] for env in "ab"] == ["1e-3", "1e-1"]
     assert [common[env, "ppo", "baseline"] for env in "ab"] == ["1e-2", "1e-2"]
     assert [own[env, "ppo", "acpg"] for env in "ab"] == ["1e-3", "1e-2"]
-    assert common["a", "ppo", "acpg"] == "1e-3"  # .7 and .7 against .2 and 1
+    assert common["a", "ppo", "acpg"] == "1e-3"  # .7 and .7 against .2 and .9
     with pytest.raises(SystemExit, match="acpg"):
         study.choose(make_scores({key: row for key, row in means.items() if key != ("b", "acpg")}), make_part())
 
@@ -109,8 +111,61 @@ def test_the_order_in_which_runs_are_read_does_not_matter():
     """Packed runs come before others; halves of the seeds, and pairs of the arms, are by seed nevertheless."""
     scores = make_scores({(env, "acpg"): [0.2, 0.5, 0.3] for env in "ab"})
     for order in (scores, scores[::-1], scores.sample(frac=1, random_state=1)):
-        grid = study.grid_of(order, make_part(), "acpg")
+        (grid,) = study.grids_of(order, make_part(), ["acpg"])
         np.testing.assert_allclose(grid, [[[0.15, 0.25], [0.45, 0.55], [0.25, 0.35]]] * 2)
+
+
+def test_a_grid_is_of_the_seeds_that_all_have():
+    """A run that is missing takes its seed's others, on its task, with it: pairs are of the same seeds everywhere."""
+    scores = make_scores({(env, arm): [0.2, 0.5, 0.3] for env in "ab" for arm in ("baseline", "acpg")})
+    lost = (scores.env == "a") & (scores.arm == "acpg.1e-2") & (scores.seed == -1)
+    base, treated = study.grids_of(scores[~lost], make_part(), ["baseline", "acpg"])
+    for grid in (base, treated):
+        np.testing.assert_allclose(grid[0], [[0.25], [0.55], [0.35]])
+        np.testing.assert_allclose(grid[1], [[0.15, 0.25], [0.45, 0.55], [0.25, 0.35]])
+    assert len(study.grids_of(scores[~lost], make_part(), ["baseline"])[0][0][0]) == 2
+    gone = lost | (scores.env == "a") & (scores.arm == "baseline.1e-3") & (scores.seed == 1)
+    assert study.grids_of(scores[~gone], make_part(), ["baseline", "acpg"]) is None
+
+
+def test_scores_of_runs(tmp_path):
+    """An area counts 0 to 1, a final return from 0: a run that is worse than the random policy is not behind one that
+    diverged."""
+    known = {"threshold": 400, "mean": 200.0, "standard_error": 0.0, "episodes": 100, "seed": 0}
+    (tmp_path / "references.json").write_text(json.dumps({"CartPole-v1 {} None": known}))
+    for seed, level in enumerate((100, 700, 1300)):  # areas are about half of it
+        write_run(tmp_path, "CartPole-v1", "ppo", "acpg", seed, level)
+    scores = study.scores_of(tmp_path, {}).sort_values("seed")
+    assert list(scores.norm_auc) == [0, pytest.approx(0.75, abs=0.03), 1]
+    assert list(scores.norm_final) == [0, pytest.approx((665 - 200) / 200, abs=0.03), pytest.approx(5.2, abs=0.05)]
+
+
+def test_a_primary_outcome_of_the_grid_has_one_score_a_seed(monkeypatch, tmp_path):
+    """Its mean over the values, so that a seed that is good at all of them counts once."""
+    scores = make_scores({(env, arm): [0.2, 0.5, 0.3] for env in "ab" for arm in ("baseline", "acpg")})
+    scores.loc[(scores.env == "b") & (scores.arm == "acpg.1e-1"), "norm_auc"] += 0.3
+    monkeypatch.setattr(study, "scores_of", lambda folder, thresholds: scores)
+    args = SimpleNamespace(out=tmp_path, thresholds={})
+    pairs = study.paired_cells(make_part(), args, "acpg", "grid")
+    third = 1 / 3
+    expected = [[[third - 0.05, third + 0.05]] * 2, [[third - 0.05, third + 0.05], [third + 0.05, third + 0.15]]]
+    np.testing.assert_allclose(pairs, expected)
+
+
+def test_edges():
+    assert study.edges(make_part(values=["1e-3", "2e-4", "1e-1"])) == ["2e-4", "1e-1"]
+    assert study.edges(make_part(values=["tanh", "relu"])) == []
+
+
+def test_nothing_is_chosen_while_runs_of_the_tuning_are_missing(tmp_path, monkeypatch):
+    """With them another value may be chosen, for which the report's runs would have to be made again."""
+    path = tmp_path / "study.toml"
+    path.write_text(SMALL)
+    stages = []
+    monkeypatch.setattr(study, "stage", lambda part, args, name, jobs: stages.append(name) or jobs[:2])
+    with pytest.raises(SystemExit, match="2 runs failed: .*101"):
+        study.main(sweep.Args(study=path, out=tmp_path / "out"))
+    assert stages == ["tuning"] and not (tmp_path / "out" / "report.md").exists()
 
 
 def test_p_value():
@@ -147,7 +202,7 @@ def test_primary_outcomes_over_parts(tmp_path, monkeypatch):
 
     def cells(part, args, arm, measure):
         gain = -0.3 if arm == "frozen" else gains[measure][parts.index(part)]
-        return [(base, base + gain + rng.normal(0, 0.01, size=20))]
+        return [(base, base + gain + rng.normal(0, 0.01, size=20))]  # one for each part's single task
 
     monkeypatch.setattr(study, "paired_cells", cells)
     rows = study.primary_rows(outcomes, SimpleNamespace())
@@ -170,8 +225,10 @@ def test_primary_outcomes_over_parts(tmp_path, monkeypatch):
 )
 def test_primary_verdict(difference, half, p, verdict):
     row = {"difference": difference, "corrected_low": difference - half, "corrected_high": difference + half}
-    assert study.primary_verdict(row | {"p_holm": p, "seeds": 5}) == verdict
-    assert study.primary_verdict(row | {"p_holm": p, "seeds": 4}).startswith("none")
+    whole = row | {"p_holm": p, "seeds": 5, "tasks": 6, "of_tasks": 6}
+    assert study.primary_verdict(whole) == verdict
+    assert study.primary_verdict(whole | {"seeds": 4}).startswith("none")
+    assert study.primary_verdict(whole | {"tasks": 5}) == "none: runs of 5 of 6 tasks"
 
 
 def test_seeds():
@@ -241,7 +298,9 @@ def test_a_small_study_to_its_end(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "12 runs, 1 of them finished before" in result.stdout and "frozen faster: contradicted" in result.stdout
     text = (out / "report.md").read_text()
-    assert "| CartPole-v1 | ppo | baseline | 2.5e-3 | 2.5e-3 |" in text
+    assert "| CartPole-v1 | ppo | baseline | 2.5e-3 *edge* | 2.5e-3 |" in text
+    settings = pd.read_csv(out / "chosen.csv", dtype=str).set_index("arm")
+    assert settings.value["acpg"] == settings.common["acpg"] == "2.5e-3"
     assert "frozen, final return, cartpole | -" in text and "| behind |" in text and "changed after" not in text
     assert (out / "cartpole" / "grid.png").exists()
     cells = pd.read_csv(out / "cartpole" / "grid.csv").set_index(["arm", "value"])

@@ -39,6 +39,25 @@ def test_flat_curves_have_no_shift():
     assert tuned.shift_of(np.full(5, 0.5), np.full(5, 0.7), RATES) == (0, pytest.approx(0.2))
 
 
+@pytest.mark.parametrize("level", [-0.1, 0.1])
+def test_a_level_is_no_shift(level):
+    assert tuned.shift_of(hill(RATES, 5e-3), hill(RATES, 5e-3) + level, RATES) == (0, pytest.approx(level))
+
+
+def test_a_shift_that_is_not_identified_says_so():
+    """Curves of noise, or a shift beyond the end of those that are tried."""
+    rng = np.random.default_rng(1)
+    noisy = lambda means: [mean + rng.normal(0, 0.01, size=5) for mean in means]  # noqa: E731
+    for base, treated, known in (
+        (hill(RATES, 2.5e-3), hill(RATES, 2.5e-3), True),
+        (np.full(5, 0.5), np.full(5, 0.5), False),
+        (hill(RATES, 2.5e-2), hill(RATES, 2.5e-4), False),
+    ):
+        shift, left, *rest = tuned.shift_rows("t", noisy(base), noisy(treated), RATES, rng, resamples=100)
+        assert shift["identified"] == left["identified"] == known
+        assert all(row["identified"] for row in rest)
+
+
 @pytest.mark.slow
 def test_shift_intervals():
     """They hold the truth, and are wide where nothing tells."""
@@ -66,7 +85,41 @@ def make_scores(arms, envs=("a", "b"), seeds=6):
     return pd.DataFrame(rows)
 
 
-def test_comparisons():
+@pytest.mark.parametrize(
+    "low, high, lead",
+    [
+        (0.01, 0.04, "equivalent"),
+        (0.01, 0.06, "ahead"),
+        (-0.06, -0.01, "behind"),
+        (-0.01, 0.06, "open"),
+        (np.nan, np.nan, "open"),
+    ],
+)
+def test_leads(low, high, lead):
+    assert tuned.judged((0.02, low, high))["lead"] == lead
+
+
+def test_high_rates():
+    """Of the grid's two highest rates, over the parts that have it, and only if all have."""
+    parts = [part for part in study.read_study(ROOT / "benchmark" / "tuned.toml")[0] if part.name in tuned.PPO]
+    rng, scores = np.random.default_rng(0), {}
+    for part in parts:
+        rows = [
+            {"env": env, "algo": "ppo", "arm": f"{arm}.{value}", "seed": seed, "norm_auc": level + rng.normal(0, 0.01)}
+            for env in part.tasks
+            for arm in part.names
+            for k, value in enumerate(part.values)
+            for seed in range(5)
+            for level in [0.5 + 0.2 * (arm == "scaled" and k >= 3)]
+        ]
+        scores[part.name] = {"tuning": pd.DataFrame(rows)}
+    (row,) = tuned.high_rates(parts, scores)
+    assert row["tasks"] == 6 and row["seeds"] == 5 and row["lead"] == "ahead"
+    assert row["difference"] == pytest.approx(0.2, abs=0.01) and row["of_arm"] == pytest.approx(0.7, abs=0.01)
+    assert not list(tuned.high_rates(parts, scores | {"pendulum51": {}}))
+
+
+def test_comparisons(capsys):
     scores = {"p": make_scores({"acpg": 0.9, "learned": 0.7, "poor": 0.3})}
     rows = {row["measure"]: row for row in tuned.compare("fixing", "acpg", "learned", ("p",), scores)}
     assert rows.keys() == {"auc", "final", "fewer failures"}
@@ -75,7 +128,10 @@ def test_comparisons():
     assert rows["fewer failures"]["difference"] == 0
     (_, _, fewer) = tuned.compare("x", "acpg", "poor", ("p",), scores)
     assert fewer["difference"] == 1 and (fewer["of_arm"], fewer["of_against"]) == (0, 1)
+    assert rows["final"]["lead"] == "ahead" and rows["fewer failures"]["lead"] == "open"  # of 12 runs
+    capsys.readouterr()
     assert not list(tuned.compare("x", "acpg", "learned", ("p", "q"), scores))  # a part that has not been run
+    assert "left out" in capsys.readouterr().out
     held = make_scores({"acpg": 0.9, "learned": 0.7}, envs=("CartPole-v1", "c"))
     (row, *_) = tuned.compare("all of it, tasks held out from", "acpg", "learned", ("p",), {"p": held})
     assert row["tasks"] == 1
