@@ -196,8 +196,67 @@ def parity():
     return table([*header, "verdict"], lines)
 
 
+def tuned_primary():
+    """The tuned study's primary outcomes."""
+    lines = []
+    for row in read("tuned/primary.csv"):
+        corrected = f"[{short(row['corrected_low'])}, {short(row['corrected_high'])}]"
+        what = row["outcome"].removeprefix("acpg, ").partition(", tasks")[0]
+        lines.append([what, row["tasks"], short(row["difference"]), corrected, short(row["p_holm"]), row["verdict"]])
+    header = ["ACPG minus baseline, PPO", "tasks", "mean", "98.33 % interval", "p, Holm over three", "ACPG is"]
+    return table(header, lines)
+
+
+NAMES = {"auc": "area", "final": "final return", "fewer failures": "failure rate, decrease"}
+
+
+def task_name(env):
+    return env.rpartition(":")[2].rpartition("-v")[0]
+
+
+def tuned_tasks(algos):
+    """ACPG against its baseline on each task, each at its own setting, in area and final return."""
+    lines, rows = [], [row for row in read("tuned/tasks.csv") if row["algo"] in algos]
+    for i in range(0, len(rows), 2):
+        what = [task_name(rows[i]["env"]), *(rows[i][key] for key in ("baseline_at", "acpg_at", "seeds"))]
+        what = what if len(algos) == 1 else [rows[i]["algo"].upper(), *what]
+        for row in rows[i : i + 2]:
+            sure = float(row["p_holm"]) <= 0.05
+            what.append(f"{short(row['baseline'])}, {short(row['acpg'])}")
+            what.append(f"**{between(row)}**" if sure else between(row))
+        lines.append(what)
+    header = ["task", "baseline's setting", "ACPG's", "seeds", "area: baseline, ACPG", "difference, 95 %"]
+    header += ["final return: baseline, ACPG", "difference, 95 %"]
+    return table(header if len(algos) == 1 else ["algorithm", *header], lines)
+
+
+def tuned_comparisons():
+    """What is told apart by which comparison."""
+    lines, before = [], None
+    for row in read("tuned/comparisons.csv"):
+        question = "" if row["question"] == before else f"{row['question']}: `{row['arm']}` against `{row['against']}`"
+        numbers = [short(row["of_against"]), short(row["of_arm"]), between(row)]
+        lines.append([question, row["tasks"], NAMES[row["measure"]], *numbers, row["lead"]])
+        before = row["question"]
+    return table(["question", "tasks", "measure", "against", "arm", "difference, 95 %", "the arm is"], lines)
+
+
+def tuned_shift():
+    """How far apart the curves of score against rate lie, and what is left."""
+    lines = {}
+    for row in read("tuned/shift.csv"):
+        text = f"{short(row['estimate'], 2)} [{short(row['low'], 2)}, {short(row['high'], 2)}]"
+        text += "" if row["identified"] == "True" else ", not identified"
+        lines.setdefault(task_name(row["task"]), {})[row["measure"]] = text
+    measures = list(next(iter(lines.values())))
+    return table(["task", *measures], [[task, *(row[measure] for measure in measures)] for task, row in lines.items()])
+
+
 TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence, "parity": parity}
 TABLES |= {"default": default, "longer runs": longer_runs}
+TABLES |= {"tuned primary": tuned_primary, "tuned PPO": partial(tuned_tasks, ["ppo"])}
+TABLES |= {"tuned others": partial(tuned_tasks, ["a2c", "reinforce", "trpo"])}
+TABLES |= {"tuned comparisons": tuned_comparisons, "tuned shift": tuned_shift}
 STUDIES = [f"report-{algo}" for algo in ("ppo", "a2c", "reinforce", "trpo")]
 STUDIES += ["minatar", "large-actions", "tune-ppo", "tune-a2c", "tune-reinforce", "tune-minatar"]
 TABLES |= {f"learning {study}": partial(learning, study) for study in STUDIES}

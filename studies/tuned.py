@@ -1,9 +1,11 @@
 """What the tuned study says beyond its own report: docs/study.md's comparisons, shifts, and the figure of the README.
 
     bash benchmark.sh --study benchmark/tuned.toml    # the study itself: some twenty core-hours, to results/tuned
-    python studies/tuned.py                           # comparisons.csv, shift.csv, collapse.csv and figures, beside it
+    python studies/tuned.py                           # tables and a figure, beside it
 
-Reads the runs of results/tuned, packed or not, as far as there are any.
+tasks.csv: ACPG against its baseline on each task; comparisons.csv: docs/study.md's questions; shift.csv: how far apart
+the curves of score against rate lie; collapse.csv: collapse beside reward; rates.png. Reads the runs of results/tuned,
+packed or not, as far as there are any.
 """
 
 import sys
@@ -19,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
 import report  # noqa: E402
 import study  # noqa: E402
-from intervals import aggregate, compare_sensitivity, paired_tasks  # noqa: E402
+from intervals import aggregate, compare_sensitivity, flip_test, holm, paired_tasks  # noqa: E402
 from plots import colours_of, plt, save, style  # noqa: E402
 from reading import Damaged  # noqa: E402
 
@@ -119,6 +121,34 @@ def high_rates(parts, scores):
     yield row | judged(aggregate("mean", against, arm, np.random.default_rng(0), 20_000))
 
 
+# Single tasks
+
+
+def task_rows(parts, tuned, settings):
+    """Rows of tasks.csv: ACPG minus its baseline in area and final return on each task, at the settings chosen; p of
+    the sign-flip test, and Holm's over the tasks and measures of a method."""
+    rows = []
+    for part in parts:
+        if part.name not in tuned or not {"baseline", "acpg"} <= set(part.names):
+            continue
+        scores, edges = tuned[part.name], study.edges(part)
+        for (env, algo), pair in paired_tasks(scores[scores.norm_final.notna()], "acpg", "baseline").items():
+            chosen = [settings[part.name][env, algo, arm] for arm in ("baseline", "acpg")]
+            own = {"algo": algo, "env": env, "seeds": len(pair[0]), "flag": part.flag}
+            own |= {"baseline_at": chosen[0], "acpg_at": chosen[1], "edge": sum(value in edges for value in chosen)}
+            for measure in ("auc", "final"):
+                base, treated = (side[f"norm_{measure}"].to_numpy(float) for side in pair)
+                difference, low, high = aggregate("mean", [base], [treated], np.random.default_rng(0), 20_000)
+                row = own | {"measure": measure, "baseline": base.mean(), "acpg": treated.mean()}
+                row |= {"difference": difference, "low": low, "high": high}
+                rows.append(row | {"p": flip_test(treated - base, np.random.default_rng(0))})
+    for algo in {row["algo"] for row in rows}:
+        own = [row for row in rows if row["algo"] == algo]
+        for row, adjusted in zip(own, holm([row["p"] for row in own]), strict=True):
+            row["p_holm"] = adjusted
+    return rows
+
+
 # Shifts
 
 
@@ -194,15 +224,28 @@ def collapse_rows(part, args, scores):
 # Figures
 
 
+def all_cells(found, part):
+    """{environment: {arm: scores at each rate}} over the seeds of tuning and grid."""
+    scores = pd.concat([found[stage] for stage in ("tuning", "grid") if stage in found])
+    grids = {arm: study.grids_of(scores, part, [arm]) for arm in part.names}
+    return {
+        env: {arm: grid[0][k] for arm, grid in grids.items() if grid is not None} for k, env in enumerate(part.tasks)
+    }
+
+
 def plot_rates(grids, rates, path):
-    """Score against learning rate: a panel a task, a colour an arm, means with 95 % t intervals over seeds."""
+    """Score against learning rate: a panel a task, a colour an arm; of ACPG and baseline with 95 % t intervals."""
     style()
-    colours, tasks = colours_of(["baseline", "acpg"]), list(grids)
+    tasks = list(grids)
+    colours = colours_of(list(dict.fromkeys(arm for cells in grids.values() for arm in cells)))
     figure, axes = plt.subplots(2, 3, figsize=(10, 5.6), layout="constrained", sharey=True)
     for axis, task in zip(axes.flat, tasks, strict=False):
         for arm, cells in grids[task].items():
             means = np.array([cell.mean() for cell in cells])
-            axis.plot(rates, means, "o-", color=colours[arm], label=arm, markersize=4)
+            main = arm in ("baseline", "acpg")
+            axis.plot(rates, means, "o-" if main else "--", color=colours[arm], label=arm, markersize=4)
+            if not main:
+                continue
             half = [stats.t.ppf(0.975, len(c) - 1) * stats.sem(c) if len(c) > 1 else 0.0 for c in cells]
             axis.fill_between(rates, means - half, means + half, color=colours[arm], alpha=0.2, linewidth=0)
         axis.set(xscale="log", title=task.rpartition(":")[2])
@@ -210,7 +253,7 @@ def plot_rates(grids, rates, path):
         axis.axis("off")
     figure.supxlabel("learning rate")
     figure.supylabel("normalised area under the curve")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=6)
     save(figure, path)
 
 
@@ -229,26 +272,36 @@ def main():
     if not any(scores.values()):
         fail(f"--out {args.out} holds no runs; run bash benchmark.sh --study benchmark/tuned.toml")
     tuned = {name: found["tuned"] for name, found in scores.items() if "tuned" in found}
+    settings = {}
+    for part in parts:
+        if part.name in tuned:
+            settings[part.name] = dict.fromkeys(study.cells_of(part), part.values[0] if len(part.values) == 1 else "")
+            if "tuning" in scores[part.name]:
+                settings[part.name], _ = study.choose(scores[part.name]["tuning"], part)
+    save_rows(args.out / "tasks.csv", task_rows(parts, tuned, settings))
     rows = [row for entry in COMPARISONS for row in compare(*entry, tuned)]
     save_rows(args.out / "comparisons.csv", [*rows, *high_rates(parts, scores)])
     collapse = [collapse_rows(part, args, tuned[part.name]) for part in parts if part.name in tuned]
     save_rows(args.out / "collapse.csv", [row for rows in collapse for row in rows])
     grids, rows, rng = {}, [], np.random.default_rng(0)
     for part in parts:
-        if part.name not in PPO or "grid" not in scores[part.name]:
+        found = scores[part.name]
+        if part.name not in PPO or not {"tuning", "grid"} & found.keys():
             continue
         rates = np.array([float(value) for value in part.values])
+        grids |= all_cells(found, part)
+        if "grid" not in found:
+            continue
         both = study.grids_of(scores[part.name]["grid"], part, ["baseline", "acpg"])
         if both is None:
             print(f"{args.out / part.name / 'grid'} is not complete: no shifts")
             continue
         for k, env in enumerate(part.tasks):
-            grids[env] = {"baseline": both[0][k], "acpg": both[1][k]}
-            rows += shift_rows(env, grids[env]["baseline"], grids[env]["acpg"], rates, rng)
-    if grids:
-        save_rows(args.out / "shift.csv", rows)
-        plot_rates(grids, rates, args.out / "rates.png")
-    print(f"comparisons, shifts and collapse of {', '.join(tuned)} in {args.out}")
+            rows += shift_rows(env, both[0][k], both[1][k], rates, rng)
+    save_rows(args.out / "shift.csv", rows)
+    if any(grids.values()):
+        plot_rates({env: cells for env, cells in grids.items() if cells}, rates, args.out / "rates.png")
+    print(f"tables of {', '.join(tuned) or 'no report seeds yet'} in {args.out}")
 
 
 if __name__ == "__main__":

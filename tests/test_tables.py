@@ -105,3 +105,41 @@ def test_the_table_of_parity(tmp_path, monkeypatch):
     lines = tables.parity()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| PPO", "| A2C", "| TRPO"]
     assert lines[1].endswith("| 20 | auc | 20.0 (sd 3.0) | 19.0 (sd 2.0) | +1.0 [-1.0, +3.1] | 25 | equivalent |")
+
+
+def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
+    """Wins and losses alike, bold only if they survive Holm; what is not identified says so."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "tuned").mkdir()
+    head = "algo,env,seeds,flag,baseline_at,acpg_at,edge,measure,baseline,acpg,difference,low,high,p,p_holm\n"
+    rows = [
+        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-3,0,auc,.5,.6,.1,.05,.15,.001,.01",
+        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-3,0,final,.9,.8,-.1,-.15,-.05,.1,.2",
+        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,0,auc,.5,.4,-.1,-.2,-.01,.01,.04",
+        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,0,final,.5,.4,-.1,-.2,-.01,.01,.06",
+    ]
+    (tmp_path / "tuned" / "tasks.csv").write_text(head + "\n".join(rows) + "\n")
+    assert tables.TABLES["tuned PPO"]()[2:] == [
+        "| Pendulum51 | 8e-3 | 2.5e-3 | 20 | .500, .600 | **.100 [.050, .150]** | .900, .800 | -.100 [-.150, -.050] |"
+    ]
+    assert tables.TABLES["tuned others"]()[2:] == [
+        "| A2C | CartPole | 2e-3 | 2e-3 | 10 | .500, .400 | **-.100 [-.200, -.010]** | "
+        ".500, .400 | -.100 [-.200, -.010] |"
+    ]
+    head = "task,measure,estimate,low,high,identified\n"
+    rows = ["CartPole-v1,shift,.2,.1,.3,True", "CartPole-v1,left,.01,0,.02,False"]
+    (tmp_path / "tuned" / "shift.csv").write_text(head + "\n".join(rows) + "\n")
+    assert tables.TABLES["tuned shift"]()[2:] == ["| CartPole | .20 [.10, .30] | .01 [.00, .02], not identified |"]
+    head = "question,arm,against,tasks,seeds,measure,of_arm,of_against,difference,low,high,lead\n"
+    rows = [
+        "all,acpg,baseline,9,8,auc,.6,.5,.1,.05,.15,ahead",
+        "all,acpg,baseline,9,8,final,.4,.5,-.1,-.15,-.05,behind",
+    ]
+    (tmp_path / "tuned" / "comparisons.csv").write_text(head + "\n".join(rows) + "\n")
+    first, second = tables.TABLES["tuned comparisons"]()[2:]
+    assert first == "| all: `acpg` against `baseline` | 9 | area | .500 | .600 | .100 [.050, .150] | ahead |"
+    assert second.startswith("|  | 9 | final return |") and second.endswith("| behind |")
+    head = "outcome,tasks,seeds,of_tasks,p,difference,low,high,corrected_low,corrected_high,p_holm,verdict\n"
+    row = '"acpg, final return, tasks + minatar",9,8,9,.3,.01,0,.02,-.01,.03,.6,equivalent\n'
+    (tmp_path / "tuned" / "primary.csv").write_text(head + row)
+    assert tables.TABLES["tuned primary"]()[2:] == ["| final return | 9 | .010 | [-.010, .030] | .600 | equivalent |"]

@@ -168,10 +168,59 @@ def test_from_runs_to_files(tmp_path):
         assert result.returncode == 0, result.stderr
         assert (tmp_path / "shift.csv").exists() == (tmp_path / "rates.png").exists() == (stage == "grid")
     assert not (tmp_path / "comparisons.csv").exists()  # all of these need parts that were not run
+    tasks = pd.read_csv(tmp_path / "tasks.csv").set_index(["env", "measure"])
+    assert len(tasks) == 10 and (tasks.seeds == 10).all() and (tasks.p_holm <= 0.05).all() and (tasks.edge == 0).all()
+    row = tasks.loc[("Acrobot-v1", "final")]  # of levels 100 and 130 in 300
+    assert row.difference == pytest.approx(0.1, abs=0.03) and row.low < row.difference < row.high
     shifts = pd.read_csv(tmp_path / "shift.csv")
     assert set(shifts.task) == set(part.tasks) and shifts.notna().all(axis=None)
     collapse = pd.read_csv(tmp_path / "collapse.csv")
     assert (collapse.runs == 10).all() and set(collapse.arm) == {"baseline", "acpg"}
+
+
+def test_single_tasks():
+    """At the settings chosen for each arm, Holm over a method's tasks and measures together, losses beside wins."""
+    parts = [part for part in study.read_study(ROOT / "benchmark" / "tuned.toml")[0] if part.name in ("tasks", "a2c")]
+    scores = {
+        "tasks": pd.concat(
+            [
+                make_scores({"baseline": 0.5, "acpg": 0.8}, ("a",), 12),
+                make_scores({"baseline": 0.8, "acpg": 0.6, "random": 0}, ("b",), 12),
+            ]
+        ),
+        "a2c": make_scores({"baseline": 0.5, "acpg": 0.5}, ("a",), 12).assign(algo="a2c"),
+    }
+    chosen = {(env, algo, arm): "8e-3" for env in "ab" for algo in ("ppo", "a2c") for arm in ("baseline", "acpg")}
+    chosen["b", "ppo", "acpg"] = "2.5e-2"
+    rows = {
+        (r["algo"], r["env"], r["measure"]): r for r in tuned.task_rows(parts, scores, dict.fromkeys(scores, chosen))
+    }
+    assert len(rows) == 6
+    assert rows["ppo", "a", "auc"]["difference"] == pytest.approx(0.3, abs=0.02)
+    assert rows["ppo", "b", "final"]["high"] < 0 and rows["ppo", "b", "final"]["acpg_at"] == "2.5e-2"
+    assert (rows["ppo", "a", "auc"]["edge"], rows["ppo", "b", "auc"]["edge"]) == (0, 1)
+    smallest = 2 / 2**12  # of the sign-flip test with twelve seeds, in all four tests of PPO
+    assert rows["ppo", "a", "auc"]["p"] == pytest.approx(smallest)
+    assert rows["ppo", "a", "auc"]["p_holm"] == pytest.approx(4 * smallest)
+    assert rows["a2c", "a", "auc"]["p_holm"] <= 1 and rows["a2c", "a", "auc"]["low"] < 0.02
+
+
+def test_all_cells():
+    """Tuning and grid seeds together, and of an arm that has no grid its tuning."""
+    part = next(part for part in study.read_study(ROOT / "benchmark" / "tuned.toml")[0] if part.name == "pendulum51")
+    (env,) = part.tasks
+    found = {
+        stage: pd.DataFrame(
+            {"env": env, "algo": "ppo", "arm": f"{arm}.{value}", "seed": seed, "norm_auc": 0.1 * k}
+            for arm in arms
+            for k, value in enumerate(part.values)
+            for seed in seeds
+        )
+        for stage, arms, seeds in (("tuning", ["acpg", "scaled"], [101, 102]), ("grid", ["acpg"], [2001]))
+    }
+    cells = tuned.all_cells(found, part)[env]
+    assert cells.keys() == {"acpg", "scaled"}
+    assert [len(cells["acpg"][0]), len(cells["scaled"][0])] == [3, 2] and cells["acpg"][4].mean() == pytest.approx(0.4)
 
 
 def test_without_runs(tmp_path):
