@@ -164,15 +164,17 @@ def read_runs(folder):
         rows.append(row | {"wall_time": run.record["wall_time"], "diverged": run.diverged})
         curves.append(run.curves)
     names = {run.name for run in found}
-    for name, planned in read_manifest(folder).get("runs", {}).items():
+    known = read_manifest(folder).get("runs", {})
+    for name, planned in known.items():
         if name not in names:
             problems.setdefault(name, "no result" if planned["status"] == "finished" else planned["status"])
     if not rows:
         unfinished = f" ({len(problems)} unfinished)" if problems else ""
         fail(f"{folder} holds no finished runs{unfinished}; run benchmark.sh")
     runs = pd.DataFrame(rows)
+    planned = names <= set(known)  # then a seed that an arm was never to have is not missing
     for (env_id, algo), cell in runs.groupby(["env", "algo"]):
-        for arm in cell.arm.unique():
+        for arm in () if planned else cell.arm.unique():
             for seed in sorted(set(cell.seed) - set(cell.seed[cell.arm == arm])):
                 problems.setdefault(f"{env_id}__{algo}_{arm}__{seed}", "no run")
     return runs, curves, problems, settings

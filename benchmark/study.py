@@ -24,7 +24,7 @@ import pandas as pd
 import report
 import sweep as sweeps
 from intervals import VERDICT_SEEDS, aggregate, compare_sensitivity, grid_means, holm, paired_tasks, stratified_mean
-from reading import PACKED, RETURN, on_grid, read_packed, read_references, write_packed
+from reading import PACKED, RETURN, on_grid, read_manifest, read_packed, read_references, write_packed
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = 8000  # steps a second and core, for the estimate of what a study costs
@@ -274,24 +274,38 @@ def edges(part):
         values = sorted(part.values, key=float)
     except ValueError:
         return []
-    return [values[0], values[-1]]
+    return [values[0], values[-1]] if values[1:] else []
+
+
+def one_edge(part, own, arm, against="baseline", envs=None):
+    """On how many tasks, all or `envs`, of the settings of two arms one is at the edge of the grid, the other not."""
+    ends = edges(part)
+    tasks = [(env, algo) for env in part.tasks for algo in part.algos if envs is None or env in envs]
+    return sum((own[*task, arm] in ends) != (own[*task, against] in ends) for task in tasks)
 
 
 # The report
 
 
-def publish(part, args, own, common):
-    """Write reports/tuned and reports/common of a part, each with its runs in a packed table, and their reports; only
-    the first where the grid has one value."""
-    found = {stage: report.find_runs(args.out / part.name / stage)[0] for stage in ("tuned", "common")}
-    key = lambda run: (run.record["args"]["env_id"], *run.record["args"]["exp_name"].split("_", 1))  # noqa: E731
-    shared = [run for run in found["tuned"] if own[key(run)] == common[key(run)]]
-    shared = [run for run in shared if run.record["args"]["seed"] in part.common[key(run)[2]]]
-    found["common"] += shared
+def publish(part, args, own, common, jobs):
+    """Write reports/tuned and reports/common of a part, each with its runs in a packed table, a list of those that were
+    planned, and their reports; only the first where the grid has one value. `jobs` has those of each stage."""
+    found = {stage: report.find_runs(args.out / part.name / stage)[0] for stage in jobs}
+    known = {stage: read_manifest(args.out / part.name / stage).get("runs", {}) for stage in jobs}
+    known = {stage: {job.path.name: known[stage][job.path.name] for job in jobs[stage]} for stage in jobs}
+
+    def is_shared(given):
+        key = (given["env_id"], *given["exp_name"].split("_", 1))
+        return own[key] == common[key] and given["seed"] in part.common[key[2]]
+
+    found["common"] += [run for run in found["tuned"] if is_shared(run.record["args"])]
+    shared = [job.path.name for job in jobs["tuned"] if is_shared(job.args)]
+    known["common"] |= {name: known["tuned"][name] for name in shared}
     for stage in part.reports:
         folder = args.out / part.name / "reports" / stage
         folder.mkdir(parents=True, exist_ok=True)
         write_packed(folder / PACKED, found[stage])
+        (folder / "manifest.json").write_text(json.dumps({"runs": known[stage]}, indent=1) + "\n")
         words = [f"{env}={value}" for env, value in args.thresholds.items() if env in part.tasks]
         command = [sys.executable, str(ROOT / "benchmark" / "report.py"), str(folder), "--import-modules"]
         if subprocess.run([*command, *(["--threshold", *words] if words else [])], check=False).returncode:
@@ -305,7 +319,7 @@ def p_value(tasks, resamples=20_000):
         middle = (low + high) / 2
         _, a, b = stratified_mean(tasks, np.random.default_rng(0), middle, resamples)
         low, high = (middle, high) if a > 0 or b < 0 else (low, middle)
-    return 1 - low
+    return max(1 - low, 2 / resamples)  # the least that so many resamples can tell
 
 
 def paired_cells(part, args, arm, measure):
@@ -323,9 +337,10 @@ def paired_cells(part, args, arm, measure):
     return [tuple(table[f"norm_{measure}"].to_numpy(float) for table in pair) for pair in tables]
 
 
-def primary_rows(outcomes, args):
+def primary_rows(outcomes, args, chosen):
     """A dict for each primary outcome: its name, the mean over tasks with the intervals at 95 % and at the level
-    corrected for their number, p, Holm's p, and the verdict."""
+    corrected for their number, p, Holm's p, the verdict, and `one_edge`, on how many tasks the setting of one of the
+    arms is at the grid's edge and the other's is not."""
     rows = []
     for outcome, parts in outcomes:
         arm, _, measure = outcome.partition(" ")
@@ -333,6 +348,7 @@ def primary_rows(outcomes, args):
         name = f"{arm}, {PRIMARY[measure]}, {' + '.join(part.name for part in parts)}"
         row = {"outcome": name, "tasks": len(pairs), "seeds": min(len(b) for b, _ in pairs)}
         row["of_tasks"] = sum(len(part.tasks) * len(part.algos) for part in parts)
+        row["one_edge"] = 0 if measure == "grid" else sum(one_edge(part, chosen[part.name][0], arm) for part in parts)
         row |= {"p": p_value([t - b for b, t in pairs])}
         for label, level in (("", 0.95), ("corrected_", 1 - 0.05 / len(outcomes))):
             estimate = aggregate("mean", *zip(*pairs, strict=True), np.random.default_rng(0), 20_000, level)
@@ -431,8 +447,9 @@ def commit_of(path):
     return (commit.stdout.strip() or "uncommitted") + ("" if clean.returncode == 0 else ", changed since")
 
 
-def write_report(path, parts, outcomes, args, chosen):
-    """report.md of the study: what was run, which settings were chosen, primary outcomes, sensitivity, links."""
+def write_report(path, parts, outcomes, args, chosen, failed):
+    """report.md of the study: what was run and what failed, which settings were chosen, primary outcomes, sensitivity,
+    links."""
     begun = json.loads((args.out / "study.json").read_text())
     now = hashlib.sha256(path.read_bytes()).hexdigest()
     commits = set()
@@ -452,7 +469,9 @@ def write_report(path, parts, outcomes, args, chosen):
         for (env, algo, arm), value in own.items()
     ]
     pd.DataFrame(settings).to_csv(args.out / "chosen.csv", index=False)
-    rows = primary_rows(outcomes, args)
+    if failed:
+        lines += [f"**Missing, as they failed: {', '.join(map(sweeps.describe, failed))}.**", ""]
+    rows = primary_rows(outcomes, args, chosen)
     lines += ["## Primary outcomes", ""]
     if rows:
         pd.DataFrame(rows).to_csv(args.out / "primary.csv", index=False, float_format="%.6g")
@@ -462,6 +481,7 @@ def write_report(path, parts, outcomes, args, chosen):
                 report.between(row["difference"], row["low"], row["high"]),
                 report.between(row["difference"], row["corrected_low"], row["corrected_high"]),
                 *(report.number(row[key]) for key in ("p", "p_holm")),
+                f"{row['one_edge']} of {row['tasks']}",
                 row["verdict"],
             )
             for row in rows
@@ -469,7 +489,7 @@ def write_report(path, parts, outcomes, args, chosen):
         header = ("arm minus baseline, parts", "mean over tasks, 95 %", f"{100 - 5 / len(rows):.4g} %", "p")
         lines += [f"Ahead or behind if p after Holm is below .05, equivalent within {MARGIN} at the corrected level."]
         lines += ["Everything else is secondary or exploratory.", ""]
-        lines += [report.table(body, (*header, f"p, Holm over {len(rows)}", "verdict"))]
+        lines += [report.table(body, (*header, f"p, Holm over {len(rows)}", "one setting at an edge", "verdict"))]
     else:
         lines += ["None is named.", ""]
     for part in parts:
@@ -522,7 +542,7 @@ def main(args):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         fail(f"--out {args.out}: another study is writing there; wait for it or choose another folder")
-    if not (args.out / "study.json").exists():
+    if not (args.out / "study.json").exists() and not args.print:
         begun = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "commit": commit_of(path)}
         (args.out / "study.json").write_text(json.dumps(begun) + "\n")
     chosen, failed = {}, []
@@ -530,27 +550,25 @@ def main(args):
         own = common = dict.fromkeys(cells_of(part), part.values[0])
         if part.tuning:
             if lost := stage(part, args, "tuning", plans[part.name, "tuning"]):
-                refuse(lost, args)  # chosen without them, settings might change once they are there
+                failed += lost  # chosen without them, settings might change once they are there
+                continue
             own, common = choose(scores_of(args.out / part.name / "tuning", args.thresholds), part)
         chosen[part.name] = own, common
         if not part.report:
             continue
-        failed += stage(
-            part, args, "tuned", jobs_of(part, args, "tuned", {k: [v] for k, v in own.items()}, part.report)
-        )
         other = {key: [value] for key, value in common.items() if value != own[key]}
-        failed += stage(part, args, "common", jobs_of(part, args, "common", other, part.common))
-        failed += stage(part, args, "grid", plans.get((part.name, "grid"), []))
-        publish(part, args, own, common)
-    if failed:  # before a report that they may stop
-        print(f"{len(failed)} runs failed: {', '.join(map(sweeps.describe, failed))}", file=sys.stderr, flush=True)
-    write_report(path, parts, outcomes, args, chosen)
+        jobs = {"tuned": jobs_of(part, args, "tuned", {k: [v] for k, v in own.items()}, part.report)}
+        jobs["common"] = jobs_of(part, args, "common", other, part.common)
+        for name, planned in (*jobs.items(), ("grid", plans.get((part.name, "grid"), []))):
+            failed += stage(part, args, name, planned)
+        publish(part, args, own, common, jobs)
+    if len(chosen) == len(parts):
+        write_report(path, parts, outcomes, args, chosen, failed)
     if failed:
-        refuse(failed, args)
-
-
-def refuse(failed, args):
-    fail(f"{len(failed)} runs failed: {', '.join(map(sweeps.describe, failed[:5]))}; see the logs in {args.out}")
+        lost = ", ".join(part.name for part in parts if part.name not in chosen)
+        more = f"; nothing was chosen, and no report written, for {lost}" if lost else ""
+        names = ", ".join(map(sweeps.describe, failed[:5]))
+        fail(f"{len(failed)} runs failed: {names}; see the logs in {args.out}{more}")
 
 
 def stage(part, args, name, jobs):

@@ -202,12 +202,18 @@ def tuned_primary():
     for row in read("tuned/primary.csv"):
         corrected = f"[{short(row['corrected_low'])}, {short(row['corrected_high'])}]"
         what = row["outcome"].removeprefix("acpg, ").partition(", tasks")[0]
-        lines.append([what, row["tasks"], short(row["difference"]), corrected, short(row["p_holm"]), row["verdict"]])
+        p = short(row["p_holm"]) if float(row["p_holm"]) >= 0.001 else "below .001"
+        lines.append([what, tasks_of(row), short(row["difference"]), corrected, p, row["verdict"]])
     header = ["ACPG minus baseline, PPO", "tasks", "mean", "98.33 % interval", "p, Holm over three", "ACPG is"]
     return table(header, lines)
 
 
 NAMES = {"auc": "area", "final": "final return", "fewer failures": "failure rate, decrease"}
+
+
+def tasks_of(row):
+    """The number of tasks, and on how many of them one of two settings is at the edge of its grid."""
+    return row["tasks"] + (f" (*edge* {row['one_edge']})" if int(row["one_edge"]) else "")
 
 
 def task_name(env):
@@ -218,7 +224,10 @@ def tuned_tasks(algos):
     """ACPG against its baseline on each task, each at its own setting, in area and final return."""
     lines, rows = [], [row for row in read("tuned/tasks.csv") if row["algo"] in algos]
     for i in range(0, len(rows), 2):
-        what = [task_name(rows[i]["env"]), *(rows[i][key] for key in ("baseline_at", "acpg_at", "seeds"))]
+        settings = [
+            rows[i][f"{arm}_at"] + " *edge*" * (rows[i][f"{arm}_edge"] == "True") for arm in ("baseline", "acpg")
+        ]
+        what = [task_name(rows[i]["env"]), *settings, rows[i]["seeds"]]
         what = what if len(algos) == 1 else [rows[i]["algo"].upper(), *what]
         for row in rows[i : i + 2]:
             sure = float(row["p_holm"]) <= 0.05
@@ -236,7 +245,7 @@ def tuned_comparisons():
     for row in read("tuned/comparisons.csv"):
         question = "" if row["question"] == before else f"{row['question']}: `{row['arm']}` against `{row['against']}`"
         numbers = [short(row["of_against"]), short(row["of_arm"]), between(row)]
-        lines.append([question, row["tasks"], NAMES[row["measure"]], *numbers, row["lead"]])
+        lines.append([question, tasks_of(row), NAMES[row["measure"]], *numbers, row["lead"]])
         before = row["question"]
     return table(["question", "tasks", "measure", "against", "arm", "difference, 95 %", "the arm is"], lines)
 

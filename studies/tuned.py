@@ -72,10 +72,10 @@ def fail(message):
 # Comparisons
 
 
-def compare(question, arm, against, parts, scores):
+def compare(question, arm, against, parts, scores, settings):
     """Rows of comparisons.csv: mean differences over tasks in area and final return, and the decrease of the failure
     rate; none, and a line that says so, if one of the parts has not been run."""
-    tables = [scores[part] for part in parts if part in scores]
+    tables = [scores[part.name] for part in parts if part.name in scores]
     if len(tables) < len(parts):
         print(f"left out, as not all of its parts have been run: {question}, {arm} against {against}")
         return
@@ -87,6 +87,8 @@ def compare(question, arm, against, parts, scores):
         return
     own = {"question": question, "arm": arm, "against": against, "tasks": len(pairs)}
     own |= {"seeds": min(len(base) for base, _ in pairs.values())}
+    envs = [env for env, _ in pairs]
+    own["one_edge"] = sum(study.one_edge(part, settings[part.name], arm, against, envs) for part in parts)
     for measure, column, kind in (
         ("auc", "norm_auc", "mean"),
         ("final", "norm_final", "mean"),
@@ -135,7 +137,8 @@ def task_rows(parts, tuned, settings):
         for (env, algo), pair in paired_tasks(scores[scores.norm_final.notna()], "acpg", "baseline").items():
             chosen = [settings[part.name][env, algo, arm] for arm in ("baseline", "acpg")]
             own = {"algo": algo, "env": env, "seeds": len(pair[0]), "flag": part.flag}
-            own |= {"baseline_at": chosen[0], "acpg_at": chosen[1], "edge": sum(value in edges for value in chosen)}
+            own |= dict(zip(("baseline_at", "acpg_at"), chosen, strict=True))
+            own |= {f"{arm}_edge": at in edges for arm, at in zip(("baseline", "acpg"), chosen, strict=True)}
             for measure in ("auc", "final"):
                 base, treated = (side[f"norm_{measure}"].to_numpy(float) for side in pair)
                 difference, low, high = aggregate("mean", [base], [treated], np.random.default_rng(0), 20_000)
@@ -217,7 +220,9 @@ def collapse_rows(part, args, scores):
             if len(known) >= 8:
                 r = np.corrcoef([stats.rankdata(known[column]) for column in (metric, "final", "auc")])
                 rest = np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
-                row |= {"correlation": r[0, 1], "at_equal_area": (r[0, 1] - r[0, 2] * r[1, 2]) / rest}
+                row |= {"correlation": r[0, 1]}
+                if rest > 1e-6:  # else the one's ranks are those of the area
+                    row["at_equal_area"] = (r[0, 1] - r[0, 2] * r[1, 2]) / rest
             yield row
 
 
@@ -253,7 +258,6 @@ def plot_rates(grids, rates, path):
         axis.axis("off")
     figure.supxlabel("learning rate")
     figure.supylabel("normalised area under the curve")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=6)
     save(figure, path)
 
 
@@ -279,7 +283,12 @@ def main():
             if "tuning" in scores[part.name]:
                 settings[part.name], _ = study.choose(scores[part.name]["tuning"], part)
     save_rows(args.out / "tasks.csv", task_rows(parts, tuned, settings))
-    rows = [row for entry in COMPARISONS for row in compare(*entry, tuned)]
+    named = {part.name: part for part in parts}
+    rows = [
+        row
+        for *question, names in COMPARISONS
+        for row in compare(*question, [named[name] for name in names], tuned, settings)
+    ]
     save_rows(args.out / "comparisons.csv", [*rows, *high_rates(parts, scores)])
     collapse = [collapse_rows(part, args, tuned[part.name]) for part in parts if part.name in tuned]
     save_rows(args.out / "collapse.csv", [row for rows in collapse for row in rows])

@@ -479,6 +479,21 @@ def test_missing_runs_are_named(tmp_path):
     assert (frame.seeds[frame.env == "CartPole-v1"] == 4).all()
 
 
+def test_seeds_that_an_arm_was_never_to_have_are_not_missing(tmp_path):
+    """Where the manifest has all runs that there are, it says what was planned: fewer seeds of the controls, say."""
+    for arm, seeds in (("baseline", 6), ("acpg", 6), ("random", 5)):
+        for seed in range(seeds):
+            write_run(tmp_path, arm=arm, seed=seed, level=300.0 + seed)
+    names = [path.name for path in (tmp_path / "runs").iterdir()]
+    known = {name: {"flags": "", "status": "finished"} for name in names} | {"lost": {"flags": "", "status": "failed"}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"runs": known}))
+    _, _, problems, _ = report.read_runs(tmp_path)
+    assert problems == {"lost": "failed"}
+    (tmp_path / "manifest.json").unlink()
+    _, _, problems, _ = report.read_runs(tmp_path)
+    assert problems == {"CartPole-v1__ppo_random__5": "no run"}
+
+
 def test_one_poor_task_is_left_out_of_the_verdicts(tmp_path):
     write_sweep(tmp_path, seeds=6, envs=("CartPole-v1",), gain=200.0)
     write_sweep(tmp_path, seeds=1, envs=("Acrobot-v1",))

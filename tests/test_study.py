@@ -158,14 +158,24 @@ def test_edges():
 
 
 def test_nothing_is_chosen_while_runs_of_the_tuning_are_missing(tmp_path, monkeypatch):
-    """With them another value may be chosen, for which the report's runs would have to be made again."""
+    """With them another value may be chosen, for which the report's runs would have to be made again; other parts go
+    on."""
     path = tmp_path / "study.toml"
-    path.write_text(SMALL)
+    second = SMALL[SMALL.index("[[part]]") :].replace('name = "cartpole"', 'name = "again"')
+    path.write_text(SMALL + second)
     stages = []
-    monkeypatch.setattr(study, "stage", lambda part, args, name, jobs: stages.append(name) or jobs[:2])
-    with pytest.raises(SystemExit, match="2 runs failed: .*101"):
+    monkeypatch.setattr(study, "stage", lambda part, args, name, jobs: stages.append((part.name, name)) or jobs[:2])
+    with pytest.raises(SystemExit, match="4 runs failed: .*101.* for cartpole, again"):
         study.main(sweep.Args(study=path, out=tmp_path / "out"))
-    assert stages == ["tuning"] and not (tmp_path / "out" / "report.md").exists()
+    assert stages == [("cartpole", "tuning"), ("again", "tuning")] and not (tmp_path / "out" / "report.md").exists()
+
+
+def test_a_setting_at_one_arms_edge():
+    part = make_part()
+    own = {("a", "ppo", "baseline"): "1e-3", ("a", "ppo", "acpg"): "1e-2"}
+    own |= {("b", "ppo", "baseline"): "1e-3", ("b", "ppo", "acpg"): "1e-1"}
+    assert study.one_edge(part, own, "acpg") == 1 and study.one_edge(part, own, "acpg", envs=["b"]) == 0
+    assert study.one_edge(make_part(values=["1e-3"]), own, "acpg") == 0
 
 
 def test_p_value():
@@ -173,7 +183,7 @@ def test_p_value():
     rng = np.random.default_rng(0)
     x = rng.normal(0.4, 1, size=40)
     assert study.p_value([x]) == pytest.approx(stats.ttest_1samp(x, 0).pvalue, abs=0.01)
-    assert study.p_value([np.full(10, 0.1), np.full(10, 0.2)]) < 1e-4
+    assert study.p_value([np.full(10, 0.1), np.full(10, 0.2)]) == 1e-4  # the least that 20,000 resamples can tell
 
 
 def test_parts_that_only_tune_or_only_report(tmp_path):
@@ -205,7 +215,13 @@ def test_primary_outcomes_over_parts(tmp_path, monkeypatch):
         return [(base, base + gain + rng.normal(0, 0.01, size=20))]  # one for each part's single task
 
     monkeypatch.setattr(study, "paired_cells", cells)
-    rows = study.primary_rows(outcomes, SimpleNamespace())
+    own = {
+        (env, "ppo", arm): value
+        for env in parts[0].tasks
+        for arm, value in (("baseline", "2.5e-3"), ("acpg", "5e-4"), ("frozen", "2.5e-3"))
+    }
+    rows = study.primary_rows(outcomes, SimpleNamespace(), {part.name: (own, own) for part in parts})
+    assert [row["one_edge"] for row in rows] == [1, 0, 2]
     assert [row["verdict"] for row in rows] == ["ahead", "behind", "ahead"]
     assert [row["difference"] for row in rows] == [pytest.approx(x, abs=0.02) for x in (0.2, -0.3, 0.25)]
     assert [row["tasks"] for row in rows] == [1, 1, 2]
@@ -331,6 +347,16 @@ def test_a_common_setting_shares_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "write_packed", lambda path, runs: written.update({path.parent.name: list(runs)}))
     monkeypatch.setattr(study.subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=0))
     own = {("a", "ppo", "acpg"): "1", ("b", "ppo", "acpg"): "2"}
-    study.publish(make_part(), SimpleNamespace(out=tmp_path, thresholds={}), own, dict.fromkeys(own, "1"))
+    jobs = {}
+    for stage, given in runs.items():
+        records = [run.record["args"] for run in given]
+        jobs[stage] = [SimpleNamespace(path=tmp_path / f"{own['env_id']}{own['seed']}", args=own) for own in records]
+    for stage, given in jobs.items():
+        (tmp_path / "p" / stage).mkdir(parents=True)
+        known = {job.path.name: {"status": "finished", "of": stage} for job in given}
+        (tmp_path / "p" / stage / "manifest.json").write_text(json.dumps({"runs": known}))
+    study.publish(make_part(), SimpleNamespace(out=tmp_path, thresholds={}), own, dict.fromkeys(own, "1"), jobs)
     assert written["tuned"] == runs["tuned"]
     assert written["common"] == [runs["common"][0], runs["tuned"][0]]
+    manifest = json.loads((tmp_path / "p" / "reports" / "common" / "manifest.json").read_text())["runs"]
+    assert {name: run["of"] for name, run in manifest.items()} == {"b1": "common", "a1": "tuned"}

@@ -111,16 +111,18 @@ def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
     """Wins and losses alike, bold only if they survive Holm; what is not identified says so."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "tuned").mkdir()
-    head = "algo,env,seeds,flag,baseline_at,acpg_at,edge,measure,baseline,acpg,difference,low,high,p,p_holm\n"
+    head = "algo,env,seeds,flag,baseline_at,acpg_at,baseline_edge,acpg_edge,"
+    head += "measure,baseline,acpg,difference,low,high,p,p_holm\n"
     rows = [
-        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-3,0,auc,.5,.6,.1,.05,.15,.001,.01",
-        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-3,0,final,.9,.8,-.1,-.15,-.05,.1,.2",
-        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,0,auc,.5,.4,-.1,-.2,-.01,.01,.04",
-        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,0,final,.5,.4,-.1,-.2,-.01,.01,.06",
+        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-2,False,True,auc,.5,.6,.1,.05,.15,.001,.01",
+        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-2,False,True,final,.9,.8,-.1,-.15,-.05,.1,.2",
+        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,False,False,auc,.5,.4,-.1,-.2,-.01,.01,.04",
+        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,False,False,final,.5,.4,-.1,-.2,-.01,.01,.06",
     ]
     (tmp_path / "tuned" / "tasks.csv").write_text(head + "\n".join(rows) + "\n")
     assert tables.TABLES["tuned PPO"]()[2:] == [
-        "| Pendulum51 | 8e-3 | 2.5e-3 | 20 | .500, .600 | **.100 [.050, .150]** | .900, .800 | -.100 [-.150, -.050] |"
+        "| Pendulum51 | 8e-3 | 2.5e-2 *edge* | 20 | .500, .600 | **.100 [.050, .150]** | "
+        ".900, .800 | -.100 [-.150, -.050] |"
     ]
     assert tables.TABLES["tuned others"]()[2:] == [
         "| A2C | CartPole | 2e-3 | 2e-3 | 10 | .500, .400 | **-.100 [-.200, -.010]** | "
@@ -130,16 +132,18 @@ def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
     rows = ["CartPole-v1,shift,.2,.1,.3,True", "CartPole-v1,left,.01,0,.02,False"]
     (tmp_path / "tuned" / "shift.csv").write_text(head + "\n".join(rows) + "\n")
     assert tables.TABLES["tuned shift"]()[2:] == ["| CartPole | .20 [.10, .30] | .01 [.00, .02], not identified |"]
-    head = "question,arm,against,tasks,seeds,measure,of_arm,of_against,difference,low,high,lead\n"
+    head = "question,arm,against,tasks,seeds,one_edge,measure,of_arm,of_against,difference,low,high,lead\n"
     rows = [
-        "all,acpg,baseline,9,8,auc,.6,.5,.1,.05,.15,ahead",
-        "all,acpg,baseline,9,8,final,.4,.5,-.1,-.15,-.05,behind",
+        "all,acpg,baseline,9,8,2,auc,.6,.5,.1,.05,.15,ahead",
+        "all,acpg,baseline,9,8,2,final,.4,.5,-.1,-.15,-.05,behind",
     ]
     (tmp_path / "tuned" / "comparisons.csv").write_text(head + "\n".join(rows) + "\n")
     first, second = tables.TABLES["tuned comparisons"]()[2:]
-    assert first == "| all: `acpg` against `baseline` | 9 | area | .500 | .600 | .100 [.050, .150] | ahead |"
-    assert second.startswith("|  | 9 | final return |") and second.endswith("| behind |")
-    head = "outcome,tasks,seeds,of_tasks,p,difference,low,high,corrected_low,corrected_high,p_holm,verdict\n"
-    row = '"acpg, final return, tasks + minatar",9,8,9,.3,.01,0,.02,-.01,.03,.6,equivalent\n'
+    assert first == "| all: `acpg` against `baseline` | 9 (*edge* 2) | area | .500 | .600 | .100 [.050, .150] | ahead |"
+    assert second.startswith("|  | 9 (*edge* 2) | final return |") and second.endswith("| behind |")
+    head = "outcome,tasks,seeds,of_tasks,one_edge,p,difference,low,high,corrected_low,corrected_high,p_holm,verdict\n"
+    row = '"acpg, final return, tasks + minatar",9,8,9,0,.3,.01,0,.02,-.01,.03,.0006,equivalent\n'
     (tmp_path / "tuned" / "primary.csv").write_text(head + row)
-    assert tables.TABLES["tuned primary"]()[2:] == ["| final return | 9 | .010 | [-.010, .030] | .600 | equivalent |"]
+    assert tables.TABLES["tuned primary"]()[2:] == [
+        "| final return | 9 | .010 | [-.010, .030] | below .001 | equivalent |"
+    ]

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from helpers import ROOT
 from test_report import write_run
+from test_study import make_part
 
 import study
 import tuned
@@ -121,20 +122,25 @@ def test_high_rates():
 
 def test_comparisons(capsys):
     scores = {"p": make_scores({"acpg": 0.9, "learned": 0.7, "poor": 0.3})}
-    rows = {row["measure"]: row for row in tuned.compare("fixing", "acpg", "learned", ("p",), scores)}
+    p, q = make_part(), make_part(name="q")
+    settings = {"p": {(env, "ppo", arm): "1e-2" for env in "ab" for arm in ("acpg", "learned", "poor")}}
+    rows = {row["measure"]: row for row in tuned.compare("fixing", "acpg", "learned", [p], scores, settings)}
     assert rows.keys() == {"auc", "final", "fewer failures"}
     assert rows["final"]["difference"] == pytest.approx(0.2, abs=0.02) and rows["final"]["tasks"] == 2
     assert rows["auc"]["of_arm"] == pytest.approx(0.8, abs=0.02) and rows["auc"]["low"] > 0.1
     assert rows["fewer failures"]["difference"] == 0
-    (_, _, fewer) = tuned.compare("x", "acpg", "poor", ("p",), scores)
+    (_, _, fewer) = tuned.compare("x", "acpg", "poor", [p], scores, settings)
     assert fewer["difference"] == 1 and (fewer["of_arm"], fewer["of_against"]) == (0, 1)
     assert rows["final"]["lead"] == "ahead" and rows["fewer failures"]["lead"] == "open"  # of 12 runs
     capsys.readouterr()
-    assert not list(tuned.compare("x", "acpg", "learned", ("p", "q"), scores))  # a part that has not been run
+    assert not list(tuned.compare("x", "acpg", "learned", [p, q], scores, settings))  # a part that has not been run
     assert "left out" in capsys.readouterr().out
     held = make_scores({"acpg": 0.9, "learned": 0.7}, envs=("CartPole-v1", "c"))
-    (row, *_) = tuned.compare("all of it, tasks held out from", "acpg", "learned", ("p",), {"p": held})
-    assert row["tasks"] == 1
+    settings["p"] |= {(env, "ppo", arm): "1e-1" for env in ("CartPole-v1", "c") for arm in ("acpg", "learned")}
+    settings["p"]["c", "ppo", "acpg"] = settings["p"]["CartPole-v1", "ppo", "acpg"] = "1e-2"
+    p = make_part(tasks={"CartPole-v1": 1, "c": 1})
+    (row, *_) = tuned.compare("all of it, tasks held out from", "acpg", "learned", [p], {"p": held}, settings)
+    assert row["tasks"] == row["one_edge"] == 1
 
 
 def test_comparisons_are_of_arms_that_the_study_has():
@@ -169,7 +175,8 @@ def test_from_runs_to_files(tmp_path):
         assert (tmp_path / "shift.csv").exists() == (tmp_path / "rates.png").exists() == (stage == "grid")
     assert not (tmp_path / "comparisons.csv").exists()  # all of these need parts that were not run
     tasks = pd.read_csv(tmp_path / "tasks.csv").set_index(["env", "measure"])
-    assert len(tasks) == 10 and (tasks.seeds == 10).all() and (tasks.p_holm <= 0.05).all() and (tasks.edge == 0).all()
+    assert len(tasks) == 10 and (tasks.seeds == 10).all() and (tasks.p_holm <= 0.05).all()
+    assert not tasks.acpg_edge.any()
     row = tasks.loc[("Acrobot-v1", "final")]  # of levels 100 and 130 in 300
     assert row.difference == pytest.approx(0.1, abs=0.03) and row.low < row.difference < row.high
     shifts = pd.read_csv(tmp_path / "shift.csv")
@@ -198,7 +205,8 @@ def test_single_tasks():
     assert len(rows) == 6
     assert rows["ppo", "a", "auc"]["difference"] == pytest.approx(0.3, abs=0.02)
     assert rows["ppo", "b", "final"]["high"] < 0 and rows["ppo", "b", "final"]["acpg_at"] == "2.5e-2"
-    assert (rows["ppo", "a", "auc"]["edge"], rows["ppo", "b", "auc"]["edge"]) == (0, 1)
+    assert not rows["ppo", "a", "auc"]["acpg_edge"] and not rows["ppo", "b", "auc"]["baseline_edge"]
+    assert rows["ppo", "b", "auc"]["acpg_edge"]
     smallest = 2 / 2**12  # of the sign-flip test with twelve seeds, in all four tests of PPO
     assert rows["ppo", "a", "auc"]["p"] == pytest.approx(smallest)
     assert rows["ppo", "a", "auc"]["p_holm"] == pytest.approx(4 * smallest)
