@@ -23,6 +23,7 @@ STEP, RETURN = "global_step", "charts/episodic_return"
 METRICS = ("alignment", "variability_quotient", "nc1", "etf_error", "mean_weight_cosine")  # which reports show
 GROUPS = ("collapse", "collapse_null")
 PACKED_TAGS = (RETURN, "collapse/classes_present", *(f"{group}/{m}" for m in METRICS for group in GROUPS))
+READ = (STEP, *PACKED_TAGS)
 DIVERGED = "error: non-finite loss"  # how the scripts' message begins
 UNCOMPARED = ("run_dir", "resume")  # arguments that say nothing of what was run
 
@@ -157,7 +158,11 @@ def read_record(folder):
 
 
 def check_curves(path, columns, rows):
-    """Arrays (rows,) by column name of a table of text, whose steps must grow and whose values are numbers or empty."""
+    """Arrays (rows,) by column name of a table of text, whose steps must grow and whose values are numbers or empty.
+
+    Steps and what reports read (PACKED_TAGS) must not be infinite. Others may, as the explained variance of constant
+    targets is, and are NaN here.
+    """
     if not rows or not {STEP, RETURN} <= set(columns):
         raise Damaged(path, f"has no rows with {STEP} and {RETURN}")
     if len(set(columns)) < len(columns):
@@ -169,8 +174,10 @@ def check_curves(path, columns, rows):
         table = np.array([[float(value or "nan") for value in row] for row in rows])
     except ValueError as error:
         raise Damaged(path, f"has text where a number belongs: {str(error)[:60]}") from error
-    if np.isinf(table).any():
-        raise Damaged(path, "has infinite values")
+    infinite = np.isinf(table)
+    if wrong := [name for name, bad in zip(columns, infinite.any(0), strict=True) if bad and name in READ]:
+        raise Damaged(path, f"has infinite values of {wrong[0]}")
+    table[infinite] = np.nan
     curves = dict(zip(columns, table.T, strict=True))
     if not (np.diff(curves[STEP]) > 0).all() or not curves[STEP][0] >= 0:  # a step that is NaN fails too
         raise Damaged(path, f"has values of {STEP} that do not grow")

@@ -47,6 +47,7 @@ from reading import (
     read_packed,
     read_record,
     read_references,
+    read_result,
     result_record,
     same_run,
 )
@@ -372,8 +373,15 @@ class Runner:
         except OSError as error:
             return None, str(error)
         record = job.record(self.packed)
-        lines = job.log.read_text(errors="replace").splitlines()[-8:] if record is None and job.log.exists() else []
-        return record, "\n    ".join(lines)
+        if record is not None:
+            return record, ""
+        lines = job.log.read_text(errors="replace").splitlines()[-8:] if job.log.exists() else []
+        if not lines or not lines[-1].startswith("exit status"):  # it ended as it should, and left no whole result
+            try:
+                read_result(job.path)
+            except Damaged as error:
+                lines.append(str(error))
+        return None, "\n    ".join(lines)
 
     def wait_for(self, lock, job):
         """Take a run's lock, which its process inherits and keeps should the sweep be killed: no second one joins."""

@@ -13,13 +13,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pandas as pd
 import pytest
 import slurm_node
 from helpers import ROOT, snapshot
+from test_report import write_run
 
+import reading
 import sweep as sweep_module
 
 ENV = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -499,3 +502,16 @@ def test_slurm(fragile, tmp_path):
 def test_without_slurm(tmp_path):
     status, _, stderr = sweep("--out", tmp_path / "out", *ONE, "--slurm")
     assert status == 1 and "sbatch" in stderr and stderr.count("\n") == 1
+
+
+def test_a_run_that_leaves_a_damaged_result_says_what_is_wrong(tmp_path):
+    """It ended as it should, so that its log says nothing of it."""
+    write_run(tmp_path)
+    (path,) = (tmp_path / "runs").iterdir()
+    (path / "progress.csv").write_text((path / "progress.csv").read_text().replace("300.0", "inf"))
+    job = SimpleNamespace(path=path, log=tmp_path / "logs" / "a.log", command=["echo", "finished"], args={"seed": 1})
+    job.record = lambda packed: reading.result_record(path)
+    record, why = sweep_module.Runner({}).run(job)
+    assert record is None and why.startswith("finished\n") and "infinite values of charts/episodic_return" in why
+    job.command = ["sh", "-c", "echo no; exit 3"]
+    assert sweep_module.Runner({}).run(job) == (None, "no\n    exit status 3")

@@ -182,6 +182,7 @@ CUT = {
     "beyond the end": rows(*WHOLE, "11000,3"),
     "text": rows(*WHOLE[:-1], "10000,high"),
     "infinite": rows(*WHOLE[:-1], "10000,inf"),
+    "infinite collapse": rows(*WHOLE).replace("return\n", "return,collapse/nc1\n").replace("0\n", "0,inf\n"),
     "no step": rows(*WHOLE[:-1], "nan,1"),
     "other columns in a row": rows(*WHOLE[:-1], "10000,1,2"),
     "a column twice": rows(*WHOLE).replace("\n", ",global_step\n", 1).replace("0\n", "0,1\n"),
@@ -197,6 +198,17 @@ def test_what_is_not_a_whole_curve(run, content):
         (run / "progress.csv").write_text(content)
         assert refused(lambda: reading.read_run(run), run / "progress.csv")
         assert reading.finished_record(run) is None
+
+
+def test_an_infinite_loss_is_no_damage(run):
+    """The explained variance is -inf where all targets are equal, as those of a policy that is perfect may be."""
+    with Kept(run / "progress.csv"):
+        text = rows(*WHOLE).replace("return\n", "return,losses/explained_variance\n")
+        (run / "progress.csv").write_text(text.replace("0\n", "0,.5\n").replace("10000,1000.0,.5", "10000,1000.0,-inf"))
+        curves = reading.read_run(run).curves
+        assert curves["charts/episodic_return"][-1] == 1000
+        values = curves["losses/explained_variance"]
+        assert np.isnan(values[-1]) and (values[:-1] == 0.5).all()
 
 
 @pytest.mark.parametrize("status, step", [("running", 10000), ("finished", 1666), ("finished", 5000)])
