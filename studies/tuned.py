@@ -118,7 +118,7 @@ def high_rates(parts, scores):
         return
     against, arm = ([np.mean(task[-HIGH:], axis=0) for pair in pairs for task in pair[side]] for side in (0, 1))
     row = {"question": f"scale, at the {HIGH} highest rates, tuning seeds", "arm": "scaled", "against": "acpg"}
-    row |= {"tasks": len(arm), "seeds": min(map(len, arm)), "measure": "auc"}
+    row |= {"tasks": len(arm), "seeds": min(map(len, arm)), "one_edge": 0, "measure": "auc"}
     row |= {"of_arm": np.mean([x.mean() for x in arm]), "of_against": np.mean([x.mean() for x in against])}
     yield row | judged(aggregate("mean", against, arm, np.random.default_rng(0), 20_000))
 

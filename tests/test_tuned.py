@@ -115,6 +115,11 @@ def test_high_rates():
         ]
         scores[part.name] = {"tuning": pd.DataFrame(rows)}
     (row,) = tuned.high_rates(parts, scores)
+    settings = {"p": {(env, "ppo", arm): "1e-2" for env in "ab" for arm in ("acpg", "poor")}}
+    (other, *_) = tuned.compare(
+        "x", "acpg", "poor", [make_part()], {"p": make_scores({"acpg": 0.9, "poor": 0.3})}, settings
+    )
+    assert row.keys() == other.keys()  # of one table
     assert row["tasks"] == 6 and row["seeds"] == 5 and row["lead"] == "ahead"
     assert row["difference"] == pytest.approx(0.2, abs=0.01) and row["of_arm"] == pytest.approx(0.7, abs=0.01)
     assert not list(tuned.high_rates(parts, scores | {"pendulum51": {}}))
