@@ -196,6 +196,20 @@ def parity():
     return table([*header, "verdict"], lines)
 
 
+def throughput():
+    """Speeds of the scripts, as ratios to Stable-Baselines3's in the same round: median, least and largest."""
+    columns = {"ppo": "PPO", "a2c": "A2C", "minatar": "PPO, MinAtar's Breakout"}
+    lines = {}
+    for name in columns:
+        rounds = read(f"throughput/{name}.csv")
+        for program in rounds[0].keys() - {"round", "SB3"}:
+            ratios = [float(row[program]) / float(row["SB3"]) for row in rounds]
+            cell = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            lines.setdefault("*" + program[program.index("_") :], {})[name] = cell
+    order = sorted(lines, key=lambda program: ("--compile" in program, "acpg" in program))
+    return table(["", *columns.values()], [[f"`{x}`", *(lines[x][name] for name in columns)] for x in order])
+
+
 def tuned_primary():
     """The tuned study's primary outcomes."""
     lines = []
@@ -262,7 +276,7 @@ def tuned_shift():
 
 
 TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence, "parity": parity}
-TABLES |= {"default": default, "longer runs": longer_runs}
+TABLES |= {"default": default, "longer runs": longer_runs, "throughput": throughput}
 TABLES |= {"tuned primary": tuned_primary, "tuned PPO": partial(tuned_tasks, ["ppo"])}
 TABLES |= {"tuned others": partial(tuned_tasks, ["a2c", "reinforce", "trpo"])}
 TABLES |= {"tuned comparisons": tuned_comparisons, "tuned shift": tuned_shift}

@@ -7,6 +7,13 @@
     python studies/throughput.py --diagnostics      # what the collapse metrics cost
     python studies/throughput.py --env-id environments.minatar:MinAtar-Breakout-v0 --extra="--num-envs 16"
 
+README's table comes from results/throughput (studies/tables.py), which these wrote:
+
+    python studies/throughput.py --csv results/throughput/ppo.csv
+    python studies/throughput.py --algorithm a2c --csv results/throughput/a2c.csv
+    python studies/throughput.py --env-id environments.minatar:MinAtar-Breakout-v0 --extra="--num-envs 16" \
+        --total-timesteps 102400 --csv results/throughput/minatar.csv
+
 Each round starts all programs at the same hyperparameters (the scripts' defaults, see docs/parity.md for the mapping)
 and with the same networks (for images the scripts' convolutions, in separate feature extractors), with our diagnostics
 and logging on and SB3's logging off. From the end of the warm-up on, which compilation is part
@@ -17,6 +24,7 @@ hour, these agree within a few per cent. Numbers are medians over the rounds, wi
 """
 
 import contextlib
+import csv
 import importlib
 import json
 import os
@@ -63,6 +71,8 @@ class Args:
     """measure instead where the time goes, and how long compilation takes"""
     diagnostics: bool = False
     """measure instead what the collapse metrics cost, from a measurement at every log entry against none"""
+    csv: Path | None = None
+    """of the comparison: a file for each round's steps per CPU second"""
     sb3: str = ""
     """(internal) run SB3 once and note its steps in this file"""
 
@@ -213,6 +223,8 @@ def spread(values, form):
 def measure_throughput(args):
     scripts, rounds = versions(args), []
     names = [*scripts] if args.algorithm == "reinforce" else [*scripts, "SB3"]
+    if args.csv:
+        args.csv.parent.mkdir(parents=True, exist_ok=True)
     print("steps per CPU second: " + ", ".join(names), flush=True)
     for i in range(args.rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -222,6 +234,11 @@ def measure_throughput(args):
                 commands[paths[-1]] = sb3_command(args, paths[-1])
             rounds.append(race(commands, args))
         print(f"round {i + 1}: " + ", ".join(f"{speed:,.0f}" for speed in rounds[-1]), flush=True)
+    if args.csv:
+        with open(args.csv, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["round", *names])
+            writer.writerows([i + 1, *(f"{speed:.1f}" for speed in rounds[i])] for i in range(args.rounds))
     against = " | times SB3" if "SB3" in names else ""
     print(f"\n| program | steps per CPU second{against} |\n|---|---|{'---|' if against else ''}")
     for k, name in enumerate(names):

@@ -107,6 +107,21 @@ def test_the_table_of_parity(tmp_path, monkeypatch):
     assert lines[1].endswith("| 20 | auc | 20.0 (sd 3.0) | 19.0 (sd 2.0) | +1.0 [-1.0, +3.1] | 25 | equivalent |")
 
 
+def test_the_table_of_throughput(tmp_path, monkeypatch):
+    """Ratios within a round, not of medians."""
+    (tmp_path / "throughput").mkdir()
+    for name in ("ppo", "a2c", "minatar"):
+        programs = [f"{name.replace('minatar', 'ppo')}_{x}" for x in ("acpg.py --compile", "baseline.py", "acpg.py")]
+        rows = [["round", *programs, "SB3"], [1, 400, 100, 200, 100], [2, 90, 40, 60, 20], [3, 5, 5, 5, 5]]
+        (tmp_path / "throughput" / f"{name}.csv").write_text("\n".join(",".join(map(str, row)) for row in rows))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    lines = tables.throughput()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| `*_baseline.py`", "| `*_acpg.py`", "| `*_acpg.py --compile`"]
+    assert [line.split(" | ")[1] for line in lines] == [
+        *("1.00 (1.00 to 2.00)", "2.00 (1.00 to 3.00)", "4.00 (1.00 to 4.50)"),
+    ]
+
+
 def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
     """Wins and losses alike, bold only if they survive Holm; what is not identified says so."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path)

@@ -98,9 +98,13 @@ def test_parts(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command():
+def test_the_command(tmp_path):
     flags = ["--algorithm", "reinforce", "--rounds", "1", "--total-timesteps", "20000", "--warmup", "2000"]
+    flags += ["--csv", str(tmp_path / "a" / "speeds.csv")]
     result = subprocess.run([*COMMAND, *flags], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("| `")]
     assert [line.split("`")[1] for line in lines] == ["reinforce_baseline.py", "reinforce_acpg.py"]
+    header, row = (tmp_path / "a" / "speeds.csv").read_text().splitlines()
+    assert header == "round,reinforce_baseline.py,reinforce_acpg.py"
+    assert [f"{float(x):,.0f}" for x in row.split(",")[1:]] == [line.split(" | ")[1].split()[0] for line in lines]
