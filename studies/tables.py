@@ -1,4 +1,4 @@
-"""Write the tables of README.md that stand in committed CSVs, or check that they are what the CSVs say.
+"""Write the tables of README.md, docs/ and results/*/README.md from CSVs, or check that they are what these say.
 
 python studies/tables.py            # writes them between their <!-- table NAME --> and <!-- end -->
 python studies/tables.py --check    # changes nothing; says which differ, and fails if any does
@@ -16,7 +16,10 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
-DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
+DOCUMENTS = [
+    "README.md",
+    *(str(x.relative_to(ROOT)) for x in sorted((*ROOT.glob("docs/*.md"), *RESULTS.glob("*/README.md")))),
+]
 
 
 @dataclass
@@ -78,14 +81,18 @@ def single_tasks():
     return table(["task", "measure", "ACPG minus baseline, 95 %, not corrected", "ACPG is"], lines[::-1])
 
 
+METRICS_OF_COLLAPSE = ("alignment", "variability_quotient", "etf_error")
+
+
 def emergence():
     """What the ideal environment says, means over seeds."""
-    metrics = ("alignment", "variability_quotient", "etf_error")
 
     def means(cell, layer, folder="", prefix=""):
         path = Path("emergence") / folder / "emergence.csv"
         rows = [row for row in read(path) if (row["cell"], row["layer"]) == (cell, layer)]
-        return [f"{statistics.fmean(float(row[prefix + metric]) for row in rows):.3g}" for metric in metrics]
+        return [
+            f"{statistics.fmean(float(row[prefix + metric]) for row in rows):.3g}" for metric in METRICS_OF_COLLAPSE
+        ]
 
     rows = [
         ["labels permuted", *means("ideal", "learned", prefix="null_")],
@@ -98,6 +105,45 @@ def emergence():
     ]
     header = ["AC1: alignment (at least .99)", "AC2: variability (at most .01)", "AC3: ETF error (at most .05)"]
     return table(["", *header], rows)
+
+
+TAKEN_AWAY = {
+    "unbalanced actions": ("balanced optimal actions", "changes next to nothing"),
+    "on-policy states": ("uniform distribution of states", "changes next to nothing"),
+    "tied optima": ("unique optima (tied states are not measured)", "changes little"),
+    "entropy bonus": (
+        "no entropy bonus",
+        "destroys AC3: the policy must stay random among wrong actions, by their gaps",
+    ),
+    "no norm bound": ("norm bound", "AC1, AC2 better, AC3 worse"),
+    "weight decay instead": ("norm bound, weight decay instead", "AC1, AC2 much better"),
+    "half explored": ("full exploration (every other state never visited)", "destroys everything, optimality included"),
+    "sampled gradient": ("exact gradient (64 samples a step)", "noise breaks AC1 and AC2"),
+}
+
+
+def conditions():
+    """The ideal environment's conditions one at a time, learned layer, means over seeds."""
+    rows = [row for row in read("emergence/emergence.csv") if row["layer"] == "learned"]
+    lines = []
+    for cell, (name, remark) in ({"ideal": ("none: the ideal cell", "")} | TAKEN_AWAY).items():
+        own = [row for row in rows if row["cell"] == cell]
+        means = [short(statistics.fmean(float(row[metric]) for row in own)) for metric in METRICS_OF_COLLAPSE]
+        optimal = statistics.fmean(float(row["optimal"]) for row in own)
+        lines.append([name, *means, f"{100 * optimal:.0f} %", remark])
+    return table(["taken away", "AC1", "AC2", "AC3", "greedy action optimal", ""], lines)
+
+
+def permuted():
+    """The least and the largest of the cells' means, of what the metrics read with permuted labels."""
+    groups = {}
+    for row in read("emergence/emergence.csv"):
+        groups.setdefault((row["cell"], row["layer"]), []).append(row)
+    cells = []
+    for metric in METRICS_OF_COLLAPSE:
+        means = [statistics.fmean(float(row[f"null_{metric}"]) for row in rows) for rows in groups.values()]
+        cells.append(f"{short(min(means), 2)} to {short(max(means), 2)}")
+    return table(["", "AC1", "AC2", "AC3"], [["labels permuted", *cells]])
 
 
 def mean_error(values):
@@ -276,7 +322,13 @@ def tuned_shift():
 
 
 TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence, "parity": parity}
-TABLES |= {"default": default, "longer runs": longer_runs, "throughput": throughput}
+TABLES |= {
+    "default": default,
+    "longer runs": longer_runs,
+    "throughput": throughput,
+    "conditions": conditions,
+    "permuted": permuted,
+}
 TABLES |= {"tuned primary": tuned_primary, "tuned PPO": partial(tuned_tasks, ["ppo"])}
 TABLES |= {"tuned others": partial(tuned_tasks, ["a2c", "reinforce", "trpo"])}
 TABLES |= {"tuned comparisons": tuned_comparisons, "tuned shift": tuned_shift}

@@ -107,6 +107,21 @@ def test_the_table_of_parity(tmp_path, monkeypatch):
     assert lines[1].endswith("| 20 | auc | 20.0 (sd 3.0) | 19.0 (sd 2.0) | +1.0 [-1.0, +3.1] | 25 | equivalent |")
 
 
+def test_tables_of_the_ideal_environment(tmp_path, monkeypatch):
+    """Means over seeds; conditions from the learned layer alone, permuted labels from every cell and layer."""
+    (tmp_path / "emergence").mkdir()
+    metrics = ("alignment", "variability_quotient", "etf_error")
+    rows = ["cell,layer,seed," + ",".join([*metrics, *(f"null_{metric}" for metric in metrics), "optimal"])]
+    for cell in ("ideal", *tables.TAKEN_AWAY):
+        rows += [f"{cell},learned,{seed},{x},.2,.3,.4,2,.6,{seed - 1}" for seed, x in ((1, 0.5), (2, 0.7))]
+        rows += [f"{cell},etf,1,.9,.9,.9,.{1 + (cell == 'ideal')},20,.8,1"]
+    (tmp_path / "emergence" / "emergence.csv").write_text("\n".join(rows))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    lines = tables.conditions()[2:]
+    assert len(lines) == 9 and lines[0] == "| none: the ideal cell | .600 | .200 | .300 | 50 % |  |"
+    assert tables.permuted()[2:] == ["| labels permuted | .10 to .40 | 2 to 20 | .60 to .80 |"]
+
+
 def test_the_table_of_throughput(tmp_path, monkeypatch):
     """Ratios within a round, not of medians."""
     (tmp_path / "throughput").mkdir()
