@@ -9,6 +9,7 @@ Models, event files and videos are not packed.
 
 import fcntl
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -50,11 +51,13 @@ def main():
     if not (folder / "runs").is_dir() and not (folder / PACKED).is_file():
         fail(f"{folder} holds no runs; give the folder that benchmark.sh wrote to")
     try:
-        with open(folder / "sweep.lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fail(f"{folder}: a sweep is writing there; wait for it")
+        with ExitStack() as stack:
+            study = folder.resolve().parent.parent / "study.lock"  # of whose stages this may be one
+            for path in [folder / "sweep.lock", *([study] if study.is_file() else [])]:
+                try:
+                    fcntl.flock(stack.enter_context(open(path, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    fail(f"{folder}: a sweep is writing there; wait for it")
             packed, fresh, left = read_packed(folder / PACKED), {}, []
             for path in sorted((folder / "runs").glob("*/run.json")):
                 try:

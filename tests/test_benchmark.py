@@ -272,16 +272,20 @@ def test_packed_runs_are_finished(tiny, tmp_path):
     assert status == 1 and "packed.csv.gz: CartPole-v1__ppo_" in stderr and stderr.count("\n") == 1
 
 
-def test_packing_refuses(tmp_path):
-    """Folders without runs, and one that a sweep writes to; and leaves both as they are."""
-    result = pack(tmp_path)
-    assert result.returncode == 1 and result.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
-    (tmp_path / "runs").mkdir()
-    with open(tmp_path / "sweep.lock", "w") as lock:
+@pytest.mark.parametrize("held", ("part/tuned/sweep.lock", "study.lock"))
+def test_packing_refuses(tmp_path, held):
+    """Folders without runs, and one that a sweep writes to, or its study does; and leaves both as they are."""
+    folder = tmp_path / "part" / "tuned"
+    folder.mkdir(parents=True)
+    result = pack(folder)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and not list(folder.iterdir())
+    (folder / "runs").mkdir()
+    with open(tmp_path / held, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        result = pack(tmp_path, "--remove")
+        result = pack(folder, "--remove")
     assert result.returncode == 1 and "a sweep is writing" in result.stderr and result.stderr.count("\n") == 1
-    assert not (tmp_path / "packed.csv.gz").exists()
+    assert not (folder / "packed.csv.gz").exists()
+    assert pack(folder).returncode == 0
 
 
 @pytest.mark.slow
