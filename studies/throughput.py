@@ -115,7 +115,7 @@ def image_policy(script):
 
     class Trunk(BaseFeaturesExtractor):
         def __init__(self, space):
-            *layers, last = script.trunk(space, 64)
+            *layers, last = script.trunk(space, 64, activation=None)  # which only vectors have there
             super().__init__(space, last.in_features)
             self.layers = nn.Sequential(*layers)
 

@@ -6,9 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from helpers import ROOT, SCRIPTS
 
+import a2c_baseline
+import ppo_baseline
 import throughput
 
 COMMAND = [sys.executable, str(ROOT / "studies" / "throughput.py")]
@@ -85,6 +89,32 @@ def test_nothing_is_left_of_a_race_that_is_ended():
         time.sleep(0.05)
     process.terminate()
     assert process.wait(timeout=60) == 143 and not any(Path(f"/proc/{child}").exists() for child in own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "environments.minatar:MinAtar-Breakout-v0"])
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
+def test_stable_baselines3_runs_with_the_scripts_hyperparameters(algorithm, env_id, tmp_path):
+    """To the end; the last entry is that of the last rollout's start."""
+    pytest.importorskip("stable_baselines3", reason="needs pip install stable-baselines3==2.9.2")
+    if "minatar" in env_id:
+        pytest.importorskip("minatar", reason="pip install -r requirements-environments.txt")
+    command = [*COMMAND, "--sb3", str(tmp_path / "steps"), "--algorithm", algorithm, "--env-id", env_id]
+    command += ["--total-timesteps", "128", "--warmup", "64", "--extra=--num-envs 4 --num-steps 16"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int((tmp_path / "steps").read_text()) == 64
+
+
+@pytest.mark.parametrize("script", [ppo_baseline, a2c_baseline])
+def test_on_images_stable_baselines3_has_the_scripts_networks(script):
+    """As many parameters of the same shapes, but the order."""
+    policies = pytest.importorskip("stable_baselines3.common.policies", reason="pip install stable-baselines3==2.9.2")
+    space, actions = gym.spaces.Box(0, 1, (10, 10, 4), np.float32), gym.spaces.Discrete(6)
+    kwargs = throughput.image_policy(script) | {"normalize_images": False}
+    theirs = policies.ActorCriticPolicy(space, actions, lambda remaining: 1e-3, **kwargs)
+    ours = script.Agent(space, actions, script.Args())
+    assert sorted(p.shape for p in theirs.parameters()) == sorted(p.shape for p in ours.parameters())
 
 
 def test_parts(tmp_path):
