@@ -244,7 +244,7 @@ def parity():
 
 def throughput():
     """Speeds of the scripts, as ratios to Stable-Baselines3's in the same round: median, least and largest."""
-    columns = {"ppo": "PPO", "a2c": "A2C", "minatar": "PPO, MinAtar's Breakout"}
+    columns = {"ppo": "PPO, CartPole", "a2c": "A2C, CartPole", "minatar": "PPO, MinAtar's Breakout"}
     lines = {}
     for name in columns:
         rounds = read(f"throughput/{name}.csv")

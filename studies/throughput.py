@@ -7,7 +7,7 @@
     python studies/throughput.py --diagnostics      # what the collapse metrics cost
     python studies/throughput.py --env-id environments.minatar:MinAtar-Breakout-v0 --extra="--num-envs 16"
 
-studies/tables.py makes a table, `throughput`, of what these write:
+studies/tables.py makes README's table of what these write:
 
     python studies/throughput.py --csv results/throughput/ppo.csv
     python studies/throughput.py --algorithm a2c --csv results/throughput/a2c.csv
