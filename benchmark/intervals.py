@@ -74,14 +74,14 @@ def stratified_mean(tasks, rng, level=0.95, resamples=5000):
 
 def expanded_interval(draws, estimate, n, freedom, level=0.95):
     """Percentile bootstrap interval (resamples first in `draws`) of a statistic of `n` seeds, widened to hold at
-    small n.
+    small n. `n` is None if the draws have the unbiased standard deviation already.
 
     Its distances from the estimate grow by the factor by which a t interval of so many degrees of freedom, with the
     unbiased standard deviation, exceeds a normal one with the bootstrap's (after Hesterberg 2015, The American
     Statistician 69(4), who moves the quantiles instead). studies/interval_coverage.py shows what it covers.
     """
     tail = (1 - level) / 2
-    factor = math.sqrt(n / (n - 1)) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
+    factor = stats.t.ppf(tail, freedom) / stats.norm.ppf(tail) * (math.sqrt(n / (n - 1)) if n else 1)
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return estimate + factor * (low - estimate), estimate + factor * (high - estimate)
 
@@ -97,13 +97,15 @@ def stratified_failures(tasks, level=0.95):
 
     Agresti and Min 2005 (Statistics in Medicine 24): Wald's interval after half a pair more in each of the four
     cells, since a bootstrap of ten pairs without a difference would have no width. All tasks' pairs together, each
-    task weighing the same.
+    task weighing the same; in the variance of that mean a task of few pairs weighs the more.
     """
-    estimate = np.mean([np.mean(d) for d in tasks])
-    pairs = len(tasks) ** 2 / sum(1 / len(d) for d in tasks)  # their number, where all tasks have equally many
+    means, shares = (np.array([np.mean(x) for x in y]) for y in (tasks, [np.abs(d) for d in tasks]))
+    estimate, weights = means.mean(), np.array([1 / len(d) for d in tasks])
+    pairs = len(tasks) ** 2 / weights.sum()  # their number, where all tasks have equally many
     n, total = pairs + 2, pairs * estimate
-    discordant = pairs * np.mean([np.mean(np.abs(d)) for d in tasks]) + 1
-    half = stats.norm.ppf((1 + level) / 2) * math.sqrt(discordant - total**2 / n) / n
+    discordant = pairs * np.average(shares, weights=weights) + 1
+    square = min(estimate**2, np.average(means**2, weights=weights))
+    half = stats.norm.ppf((1 + level) / 2) * math.sqrt(discordant - pairs**2 / n * square) / n
     return float(estimate), max(-1.0, total / n - half), min(1.0, total / n + half)
 
 
@@ -213,6 +215,7 @@ EXPLORATORY = [
     ("more robust", "spread over seeds, decrease", "final", "spread"),
 ]
 CLAIMS = ("faster", "better", "more robust")
+AT_MOST_LESS = 0.05  # that an arm called more robust may return in the end
 
 
 def aggregate(kind, base, treated, rng, resamples, level=0.95):
@@ -230,20 +233,24 @@ def aggregate(kind, base, treated, rng, resamples, level=0.95):
         return stratified_superiority(pairs, level)
     if kind == "failures":
         return stratified_failures([(b < 0.5).astype(int) - (t < 0.5) for b, t in pairs], level)
-    n = np.mean([len(b) for b in base])
     if kind == "iqm":
         arrays = [np.stack([x[: min(map(len, arm))] for x in arm], axis=-1) for arm in (base, treated)]
         draws = [iqm(x) for x in resampled(arrays, rng, resamples)]
         estimate, freedom = float(iqm(arrays[1]) - iqm(arrays[0])), sum(len(x) - 1 for x in base)
+        n = np.mean([len(b) for b in base])
         return estimate, *expanded_interval(draws[1] - draws[0], estimate, n, freedom, level)
     statistic = cvar if kind == "cvar" else lambda x: -x.std(axis=-1, ddof=1)
-    estimate = float(np.mean([statistic(t) - statistic(b) for b, t in pairs]))
-    draws, freedom = np.zeros(resamples), 0
-    for b, t in pairs:
-        index = rng.integers(len(b), size=(resamples, len(b)))
-        draws += (statistic(t[index]) - statistic(b[index])) / len(pairs)
-        freedom += math.ceil(len(b) / 4) if kind == "cvar" else len(b) - 1  # the values that it is a mean of
-    return estimate, *expanded_interval(draws, estimate, n, freedom, level)
+    differences = [statistic(t) - statistic(b) for b, t in pairs]
+    estimate, draws, variances, freedoms = float(np.mean(differences)), 0.0, [], []
+    for (b, t), difference in zip(pairs, differences, strict=True):
+        index, n = rng.integers(len(b), size=(resamples, len(b))), len(b)
+        deviations = (statistic(t[index]) - statistic(b[index]) - difference) * math.sqrt(n / (n - 1)) / len(pairs)
+        draws += deviations
+        variances.append(deviations.var())
+        freedoms.append(math.ceil(n / 4) if kind == "cvar" else n - 1)  # the values that it is a mean of
+    total = sum(variances)  # Satterthwaite's degrees of freedom: those of the tasks that vary
+    freedom = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True)) if total else 1
+    return estimate, *expanded_interval(estimate + draws, estimate, None, freedom, level)
 
 
 def survival(scores):
@@ -272,7 +279,7 @@ def verdict(claim, rows, final, margin, learns):
         return "contradicted"
     if good and not learns:
         return "not supported: the arm never learns"
-    if good and claim == "more robust" and not final["low"] > -margin:
+    if good and claim == "more robust" and not final["low"] > -AT_MOST_LESS:
         return "not supported: it may return less"
     return "supported" if good else "not distinguishable"
 
@@ -319,6 +326,11 @@ def interval_of(statistic, array, rng, resamples):
     return expanded_interval(draws, statistic(array), seeds, tasks * (seeds - 1))
 
 
+def where_all_arms_ran(cell):
+    """Of an algorithm's runs those of environments on which all of its arms have runs."""
+    return cell[cell.groupby("env").arm.transform("nunique") == cell.arm.nunique()]
+
+
 def matrix(scores, column):
     """(seeds, tasks) of a column, over the seeds that all tasks have, so far as there are as many."""
     groups = [group.sort_values("seed")[column].to_numpy() for _, group in scores.groupby(["env", "algo"])]
@@ -327,11 +339,14 @@ def matrix(scores, column):
 
 
 def mean_band(curves):
-    """(mean, low, high) of the finite ones of `curves` (n, points): pointwise 95 % t interval, NaN from fewer than
-    two."""
-    curves = curves[np.isfinite(curves).all(1)]
-    mean = curves.mean(0) if len(curves) else np.full(POINTS, math.nan)
-    half = stats.t.ppf(0.975, len(curves) - 1) * stats.sem(curves) if len(curves) > 1 else np.full(POINTS, math.nan)
+    """(mean, low, high) of what is finite of `curves` (n, points): pointwise 95 % t interval, NaN from fewer than
+    two at a point."""
+    known = np.isfinite(curves)
+    n = known.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(known, curves, 0).sum(0) / n
+        variance = np.where(known, curves - mean, 0) ** 2
+        half = stats.t.ppf(0.975, n - 1) * np.sqrt(variance.sum(0) / (n - 1) / n)
     return mean, mean - half, mean + half
 
 
@@ -373,8 +388,9 @@ def one_for_all(grid):
 def plateau(grid, rates, share=0.9):
     """Mean over tasks of the decades of the rate over which the mean score, linear in its logarithm between the
     grid's rates, is at least `share` of the task's best."""
-    x, widths = np.log10(rates), []
-    for means in grid_means(grid):
+    order, widths = np.argsort(rates), []
+    x = np.log10(rates)[order]
+    for means in grid_means(grid)[:, order]:
         fine = np.unique(np.concatenate([np.linspace(*ends, 201) for ends in zip(x[:-1], x[1:], strict=True)]))
         good = np.interp(fine, x, means) >= share * means.max() - 1e-12
         widths.append((np.diff(fine) * (good[:-1] & good[1:])).sum())

@@ -6,8 +6,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from intervals import interval_of, iqm, matrix, mean_band
-from reading import POINTS, on_grid
+from intervals import interval_of, iqm, matrix, mean_band, where_all_arms_ran
+from reading import CLASSES, POINTS, on_grid
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -26,9 +26,9 @@ COLOURS["normalised"] = "#56B4E9"
 
 
 def colours_of(arms):
-    """A colour for each arm: its own where it has one, for others those that are left, from black on."""
+    """A colour for each arm: its own where it has one, for others, by name, those that are left, from black on."""
     free = ("#000000", "#999999", "#8B5A2B", "#332288", "#882255", "#F0E442", "#117733")
-    others = [arm for arm in arms if arm not in COLOURS]
+    others = sorted(arm for arm in arms if arm not in COLOURS)
     colours = COLOURS | {arm: free[i % len(free)] for i, arm in enumerate(others)}
     return {arm: colours[arm] for arm in arms}
 
@@ -39,9 +39,9 @@ def style():
 
 
 def band(axes, x, curves, colour, label, **options):
-    """Mean of `curves` (n, points) with its pointwise 95 % t interval."""
+    """Mean of `curves` (n, points) with its pointwise 95 % t interval, where there are any."""
     mean, low, high = mean_band(curves)
-    if np.isfinite(mean).all():
+    if np.isfinite(mean).any():
         axes.plot(x, mean, color=colour, label=label, **options)
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
@@ -80,9 +80,7 @@ def logged(curves, index, tag, at):
     """The value in each run's first measurement (at = 0) or its last (-1); runs that have none there are left out."""
     values = []
     for k in index:
-        measured = np.flatnonzero(
-            np.isfinite(curves[k].get("collapse/classes_present", curves[k].get(tag, np.empty(0))))
-        )
+        measured = np.flatnonzero(np.isfinite(curves[k].get(CLASSES, curves[k].get(tag, np.empty(0)))))
         value = curves[k][tag][measured[at]] if tag in curves[k] and len(measured) else math.nan
         values += [float(value)] if math.isfinite(value) else []
     return values
@@ -114,18 +112,18 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
                     read = np.stack([on_grid(curves[k], f"{prefix}/{metric}", budget) for k in group.index])
                     band(axes, steps, read, colours[arm], label, **options)
                 untrained = np.mean(logged(curves, group.index, f"collapse/{metric}", 0) or math.nan)
-                if metric == "etf_error" and all(
-                    c == 2 for c in logged(curves, group.index, "collapse/classes_present", -1)
-                ):
-                    axes.text(0.5, 0.5, "void: two actions", ha="center", transform=axes.transAxes)
                 axes.plot(
                     0, untrained, "D", color=colours[arm], fillstyle="none", label=f"{arm}, untrained", clip_on=False
                 )
         grid[i][0].set_ylabel(f"{env}\nepisodic return")
+        shown = cell.index[(cell.env == env) & cell.arm.isin(arms)]
+        classes = logged(curves, shown, CLASSES, -1)
         for axes, metric in zip(grid[i][1:], PANELS, strict=True):
             axes.set_ylabel(COLLAPSE[metric])
-            if metric == "etf_error":  # which is 0 up to rounding where only two actions occur
+            if metric == "etf_error":
                 axes.set_ylim(-0.05, 1.05)
+                if classes and max(classes) <= 2:
+                    axes.text(0.5, 0.5, "void: two actions", ha="center", transform=axes.transAxes)
         for axes in grid[i]:
             axes.set_xlabel("thousand environment steps" if i == len(envs) - 1 else "")
     save(figure, path)
@@ -162,8 +160,7 @@ def plot_aggregate(scores, colours, rng, resamples, path):
     table = []
     for axes, (column, title) in zip(grid, (("final", "final return"), ("auc", "area under the curve")), strict=True):
         for i, algo in enumerate(algos):
-            cell = scores[scores.algo == algo]
-            cell = cell[cell.groupby("env").arm.transform("nunique") == cell.arm.nunique()]  # where all arms have been
+            cell = where_all_arms_ran(scores[scores.algo == algo])
             arms = [arm for arm in colours if arm in set(cell.arm)]
             for k, arm in enumerate(arms):
                 array = matrix(cell[cell.arm == arm], f"norm_{column}")

@@ -22,7 +22,8 @@ POINTS = 100  # every curve is read at so many equally spaced steps, the last on
 STEP, RETURN = "global_step", "charts/episodic_return"
 METRICS = ("alignment", "variability_quotient", "nc1", "etf_error", "mean_weight_cosine")  # which reports show
 GROUPS = ("collapse", "collapse_null")
-PACKED_TAGS = (RETURN, "collapse/classes_present", *(f"{group}/{m}" for m in METRICS for group in GROUPS))
+CLASSES = "collapse/classes_present"
+PACKED_TAGS = (RETURN, CLASSES, *(f"{group}/{m}" for m in METRICS for group in GROUPS))
 READ = (STEP, *PACKED_TAGS)
 DIVERGED = "error: non-finite loss"  # how the scripts' message begins
 UNCOMPARED = ("run_dir", "resume")  # arguments that say nothing of what was run
@@ -326,11 +327,25 @@ def read_packed(path):
     return runs
 
 
+def defined(curves):
+    """The curves with NaN where a collapse metric says nothing: with fewer than two greedy actions all of them, with
+    fewer than three the ETF error, as two centred means are always antipodal. Packed curves, which are interpolated,
+    may have a value there."""
+    classes = curves.get(CLASSES)
+    if classes is None:
+        return curves
+    least = {tag: 3 if tag.endswith("/etf_error") else 2 for tag in PACKED_TAGS if tag not in (RETURN, CLASSES)}
+    return curves | {tag: np.where(classes < n, np.nan, curves[tag]) for tag, n in least.items() if tag in curves}
+
+
 def on_grid(curves, tag, budget):
-    """A tag's curve at POINTS equally spaced steps, by linear interpolation; NaN throughout if it has no value."""
+    """A tag's curve at POINTS equally spaced steps, by linear interpolation; NaN throughout if it has no value. One of
+    collapse is NaN from a measurement at which it is undefined to the next at which it is not."""
     values = curves.get(tag)
     if values is None or not (known := np.isfinite(values)).any():
         return np.full(POINTS, np.nan)
+    if tag.startswith(GROUPS) and CLASSES in curves:
+        known = np.isfinite(curves[CLASSES])
     return np.interp(np.linspace(budget / POINTS, budget, POINTS), curves[STEP][known], values[known])
 
 

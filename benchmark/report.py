@@ -41,6 +41,7 @@ from intervals import (
     superiority,
     survival,
     verdict,
+    where_all_arms_ran,
 )
 from plots import (
     COLLAPSE,
@@ -55,10 +56,12 @@ from plots import (
     style,
 )
 from reading import (
+    CLASSES,
     PACKED,
     POINTS,
     RETURN,
     Damaged,
+    defined,
     has_diverged,
     on_grid,
     read_manifest,
@@ -160,9 +163,10 @@ def read_runs(folder):
         if (*key, seed) in finished:
             fail(f"{folder} holds {env_id} {algo} {arm} seed {seed} twice; remove one")
         finished.add((*key, seed))
-        row = {"env": env_id, "algo": algo, "arm": arm, "seed": seed, "budget": args["total_timesteps"]}
+        row = {"name": run.name, "env": env_id, "algo": algo, "arm": arm, "seed": seed}
+        row |= {"budget": args["total_timesteps"]}
         rows.append(row | {"wall_time": run.record["wall_time"], "diverged": run.diverged})
-        curves.append(run.curves)
+        curves.append(defined(run.curves))
     names = {run.name for run in found}
     known = read_manifest(folder).get("runs", {})
     for name, planned in known.items():
@@ -234,10 +238,12 @@ def read_thresholds(words, known):
 
 def random_return(args, seed, threshold):
     """Mean return of the uniform random policy with its standard error, over REFERENCE_EPISODES seeded episodes, more
-    until the error is below REFERENCE_ERROR; None if the first ones take more than REFERENCE_STEPS steps."""
+    until the error is below REFERENCE_ERROR, eight times as many if all returns are alike; None if the first ones take
+    more than REFERENCE_STEPS steps."""
     env = gym.make(args["env_id"], max_episode_steps=args["max_episode_steps"], **json.loads(args["env_kwargs"]))
     env.action_space.seed(seed)
     totals, steps, (least, most) = [], 0, REFERENCE_EPISODES
+    look = least
     while len(totals) < most and steps < REFERENCE_STEPS:
         env.reset(seed=seed if not totals else None)
         total, over = 0.0, False
@@ -246,8 +252,11 @@ def random_return(args, seed, threshold):
             total, over, steps = total + float(reward), terminated or truncated, steps + 1
         if over:
             totals.append(total)
-        if len(totals) >= least and stats.sem(totals) <= REFERENCE_ERROR * abs(threshold - np.mean(totals)):
-            break
+        if len(totals) == look:  # rarely: looked at after each one, it would stop where rare returns have not come yet
+            known = stats.sem(totals) <= REFERENCE_ERROR * abs(threshold - np.mean(totals))
+            if known and (np.ptp(totals) or look >= 8 * least):
+                break
+            look *= 2
     env.close()
     if len(totals) < least:
         return NOT_MEASURED
@@ -258,19 +267,28 @@ def random_return(args, seed, threshold):
 
 
 def score(runs, returns, thresholds, randoms):
-    """The run table with the measures of each run's curve, as they are and normalised."""
+    """(runs, returns, the same normalised): the run table with the measures of each run's curve, as they are and
+    normalised, and the curves (runs, POINTS).
+
+    A run that diverged has the random policy's return throughout, normalised 0. So that it is ahead of none, nothing
+    normalised counts less than 0 on a task on which any run did.
+    """
     summary = [summarise(r, b, thresholds[e]) for r, b, e in zip(returns, runs.budget, runs.env, strict=True)]
     runs = pd.concat([runs, pd.DataFrame(summary)], axis=1)
     span = runs.env.map(lambda env: thresholds[env] - randoms[env] if usable(env, thresholds, randoms) else math.nan)
     random = runs.env.map(randoms).astype(float)
-    runs["norm_final"], runs["norm_auc"] = (runs.final - random) / span, (runs.auc - random) / span
     for column in ("final", "best", "auc"):  # the method failed there: no more than random
         runs.loc[runs.diverged, column] = random[runs.diverged]
-    runs.loc[runs.diverged, "drawdown"] = 0.0
-    runs.loc[runs.diverged & span.notna(), ["norm_final", "norm_auc"]] = 0.0
+    returns = np.where(runs.diverged.to_numpy()[:, None], random.to_numpy()[:, None], returns)
+    runs["random"], normalised = random, (returns - random.to_numpy()[:, None]) / span.to_numpy()[:, None]
+    runs["norm_final"], runs["norm_auc"] = (runs.final - random) / span, (runs.auc - random) / span
+    floored = runs.groupby(["env", "algo"]).diverged.transform("any").to_numpy()
+    for column in ("norm_final", "norm_auc"):
+        runs.loc[floored, column] = runs.loc[floored, column].clip(lower=0)
+    normalised[floored] = normalised[floored].clip(0)
     runs["norm_steps"] = runs.steps_to_threshold / runs.budget
     runs["failed"] = np.where(span.notna(), runs.norm_final < 0.5, math.nan)
-    return runs, (returns - random.to_numpy()[:, None]) / span.to_numpy()[:, None]
+    return runs, returns, normalised
 
 
 def usable(env, thresholds, randoms):
@@ -286,9 +304,10 @@ def compare_cells(runs, arms, rng, resamples):
         for arm in (arm for arm in arms if arm in set(group.arm)):
             rows = group[group.arm == arm]
             low, high = mean_interval(rows.final, rng, resamples=resamples)
-            cell = {"env": env, "algo": algo, "arm": arm, "seeds": len(rows), "final": rows.final.mean()}
-            cell |= {"final_low": low, "final_high": high} | {m: rows[m].mean() for m in list(METRICS)[1:]}
-            cell |= {"final_median": rows.final.median(), "final_sd": rows.final.std(ddof=1)}
+            means = {m: rows[m].mean(skipna=False) for m in METRICS}  # of all runs or of none
+            cell = {"env": env, "algo": algo, "arm": arm, "seeds": len(rows), "final": means["final"]}
+            cell |= {"final_low": low, "final_high": high} | means
+            cell |= {"final_median": rows.final.median(skipna=False), "final_sd": rows.final.std(ddof=1, skipna=False)}
             cell |= {"cvar25": cvar(rows.final.to_numpy()), "reached": rows.reached.mean()}
             cells.append(cell | {"failure_rate": rows.failed.mean()})
             if arm != "baseline" and not base.empty:
@@ -299,8 +318,13 @@ def compare_cells(runs, arms, rng, resamples):
 
 
 def compare_pairs(base, treated, rng, resamples):
-    """The differences treated - base of two tables of runs by seed, in each measure that all common seeds have."""
+    """The differences treated - base of two tables of runs by seed, in each measure that all common seeds have.
+
+    Where one of these runs diverged, no return counts less than the random policy's, which that run has."""
     common = sorted(set(base.index) & set(treated.index))
+    if (base.diverged[common] | treated.diverged[common]).any():
+        returns = ["final", "best", "auc"]
+        base, treated = (x.assign(**{c: x[c].clip(lower=x.random) for c in returns}) for x in (base, treated))
     for metric, sign in METRICS.items():
         b, t = (table.loc[common, metric].to_numpy(float) for table in (base, treated))
         d = t - b
@@ -318,6 +342,8 @@ def compare_pairs(base, treated, rng, resamples):
         yield row | ({"p_value": flip_test(d, rng)} if metric in TESTED else {})
     if len(common) > 1:
         pair = [[x.loc[common, "final"].to_numpy(float)] for x in (base, treated)]
+        if not np.isfinite(pair).all():
+            return
         d, low, high = aggregate("cvar", *pair, rng, resamples)
         yield {"metric": "cvar25", "seeds": len(common), "difference": d, "low": low, "high": high}
 
@@ -330,13 +356,14 @@ def correct(differences):
             differences.loc[group.index, "p_holm"] = holm(group.p_value)
 
 
-def compact_curves(runs, curves):
+def compact_curves(runs, curves, returns):
     """Of each arm on each task the mean curves over seeds, with the pointwise intervals of the plots."""
     tags, frames = [RETURN, *(f"{prefix}/{m}" for m in PANELS for prefix in ("collapse", "collapse_null"))], []
     for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
         budget = group.budget.iloc[0]
         for tag in tags:
-            mean, low, high = mean_band(np.stack([on_grid(curves[k], tag, budget) for k in group.index]))
+            read = [returns[k] if tag == RETURN else on_grid(curves[k], tag, budget) for k in group.index]
+            mean, low, high = mean_band(np.stack(read))
             frame = {"env": env, "algo": algo, "arm": arm, "tag": tag}
             frame |= {"step": np.linspace(1 / POINTS, 1, POINTS) * budget, "mean": mean, "low": low, "high": high}
             frames.append(pd.DataFrame(frame))
@@ -347,10 +374,12 @@ def compare_collapse(runs, curves, rng, resamples):
     """Of each arm on each task the collapse metrics: untrained, trained with its interval, trained with null labels.
 
     Trained is the last measurement; runs in which a metric is undefined there, as all are with one greedy action and
-    `etf_error` with two, are left out and counted: `defined` of `seeds`.
+    `etf_error` with two, and those that diverged are left out and counted: `defined` of `seeds`, and likewise
+    `untrained_defined` and `null_defined`. `void`: all that are left out have two actions.
     """
     rows = []
-    for (env, algo, arm), group in runs[~runs.diverged].groupby(["env", "algo", "arm"], sort=False):
+    for (env, algo, arm), group in runs.groupby(["env", "algo", "arm"], sort=False):
+        two = [classes == 2 for classes in logged(curves, group.index, CLASSES, -1)]
         for metric in COLLAPSE:
             row = {"env": env, "algo": algo, "arm": arm, "metric": metric, "seeds": len(group)}
             for name, prefix, at in (
@@ -360,37 +389,64 @@ def compare_collapse(runs, curves, rng, resamples):
             ):
                 values = logged(curves, group.index, f"{prefix}/{metric}", at)
                 row[name] = np.mean(values) if values else math.nan
+                row["defined" if name == "trained" else f"{name}_defined"] = len(values)
                 if name == "trained":
-                    row["defined"] = len(values)
                     row["low"], row["high"] = mean_interval(values, rng, resamples=resamples)
+            row["void"] = metric == "etf_error" and not row["defined"] and len(two) == len(group) and all(two)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def judge(scores, arms, rng, args):
-    """(family, verdicts, exploratory): each arm against the baseline, what that says, and everything beside it."""
+def judge(scores, arms, lost, rng, args):
+    """(family, verdicts, exploratory, left_out): each arm against the baseline, what that says, everything beside it,
+    and by arm the tasks with too few pairs. `lost` has the seeds of missing runs, as of `lost_seeds`."""
     others = arms[1:] if arms[0] == "baseline" else []
     level = 1 - 0.05 / (len(FAMILY) * max(1, len(others)))
     family, verdicts, exploratory = [], [], []
+    left_out = {}
     for arm in others:
         rows = compare_aggregates(scores, arm, rng, args.resamples, level=level)
         exploratory += compare_aggregates(scores, arm, rng, args.resamples, family=EXPLORATORY)
         family += rows
-        pairs = paired_tasks(scores, arm, "baseline").values()
-        if not rows and pairs:
-            why = f"none: fewer than {VERDICT_SEEDS} seeds"
-            verdicts += [(arm, claim, why, len(pairs), min(len(base) for base, _ in pairs)) for claim in CLAIMS]
+        pairs, had, planned = paired_tasks(scores, arm, "baseline"), pairs_of(scores, arm), pairs_of(scores, arm, lost)
+        if aside := [" ".join(key) for key in planned if key not in pairs]:
+            left_out[arm] = aside
+        few = [key for key in planned if len(had[key]) < VERDICT_SEEDS <= len(planned[key])]
         final = next((row for row in rows if row["measure"].startswith("final return, mean")), None)
-        learns = bool((scores.norm_final[scores.arm == arm] >= 0.5).any())
-        for claim in CLAIMS if rows else ():
-            what = f"none: fewer than {VERDICT_SEEDS} seeds"
-            if final["fewest_seeds"] >= VERDICT_SEEDS:
+        learns = any((treated.norm_final >= 0.5).any() for _, treated in pairs.values())
+        fewest = min((len(base) for base, _ in pairs.values()), default=0)
+        for claim in CLAIMS:
+            if few:  # on a task that the arm may lose
+                what = f"none: missing runs leave fewer than {VERDICT_SEEDS} pairs on {len(few)} tasks"
+            elif fewest < VERDICT_SEEDS:
+                what = f"none: fewer than {VERDICT_SEEDS} seeds"
+            else:
                 what = verdict(claim, [row for row in rows if row["claim"] == claim], final, args.margin, learns)
-            verdicts.append((arm, claim, what, final["tasks"], seeds_of(final)))
+            verdicts.append((arm, claim, what, len(pairs), seeds_of(final) if final else str(fewest)))
     for control in arms if "acpg" in arms else []:
         if control not in ("baseline", "acpg"):
             exploratory += compare_aggregates(scores, "acpg", rng, args.resamples, against=control)
-    return family, verdicts, exploratory
+    return family, verdicts, exploratory, left_out
+
+
+def lost_seeds(runs, problems):
+    """{(env, algo, arm): seeds} of the runs that are missing, as their names say."""
+    envs = dict(zip((name.rsplit("__", 2)[0] for name in runs.name), runs.env, strict=True))
+    lost = {}
+    for name in problems:
+        env, *rest = name.rsplit("__", 2)
+        if env in envs and len(rest) == 2 and rest[1].isdecimal():
+            lost.setdefault((envs[env], *rest[0].split("_", 1)), set()).add(int(rest[1]))
+    return lost
+
+
+def pairs_of(scores, arm, lost=None):
+    """{(env, algo): the seeds that the baseline and an arm both have}, and if `lost` is given would have with the runs
+    that are missing, of all tasks that either has."""
+    own = scores[scores.arm.isin(["baseline", arm])]
+    had = {key: set(group.seed) for key, group in own.groupby(["env", "algo", "arm"])}
+    seeds = lambda key, name: had.get((*key, name), set()) | (lost or {}).get((*key, name), set())  # noqa: E731
+    return {key: seeds(key, "baseline") & seeds(key, arm) for key in own.groupby(["env", "algo"]).groups}
 
 
 def seeds_of(row):
@@ -398,12 +454,28 @@ def seeds_of(row):
     return str(most) if fewest == most else f"{fewest} to {most}"
 
 
+def smallest_p(pairs):
+    """The least p that `flip_test` can give for so many pairs."""
+    return max(2 * 0.5**pairs, 1 / 20001) if pairs > 1 else 1
+
+
 def interquartile(scores):
-    """Of each algorithm and arm the IQM's trimming: the share of each environment's runs that it averages."""
-    for (algo, arm), group in scores.groupby(["algo", "arm"]):
-        for column in ("auc", "final"):
-            shares = dict(zip(sorted(group.env.unique()), survival(matrix(group, f"norm_{column}")), strict=True))
-            yield algo, arm, column, ", ".join(f"{env} {share:.0%}" for env, share in shares.items())
+    """The IQM's trimming: the share of each task's runs that it averages, of each algorithm's arms in the figure, and
+    of both arms of a difference over all tasks."""
+    text = lambda tasks, array: ", ".join(  # noqa: E731
+        f"{task} {share:.0%}" for task, share in zip(tasks, survival(array), strict=True)
+    )
+    for algo, cell in scores.groupby("algo"):
+        for arm, group in where_all_arms_ran(cell).groupby("arm"):
+            for column in ("auc", "final"):
+                yield algo, arm, column, text(sorted(group.env.unique()), matrix(group, f"norm_{column}"))
+    for arm in (arm for arm in scores.arm.unique() if arm != "baseline"):
+        pairs = paired_tasks(scores, arm, "baseline")
+        for column in ("auc", "final") if pairs else ():
+            for name, tables in zip(("baseline", arm), zip(*pairs.values(), strict=True), strict=True):
+                least = min(map(len, tables))
+                array = np.stack([table[f"norm_{column}"].to_numpy()[:least] for table in tables], axis=-1)
+                yield "all", f"{name}, of {arm} and baseline", column, text(map(" ".join, pairs), array)
 
 
 # Text
@@ -443,9 +515,13 @@ def diverged_section(runs):
     if not runs.diverged.any():
         return []
     names = ", ".join(f"{r.env} {r.algo} {r.arm} {r.seed}" for r in runs[runs.diverged].itertuples())
-    return [
-        f"**Ended with a non-finite loss: {runs.diverged.sum()} runs**, which score 0, as the method failed: {names}.\n"
-    ]
+    what = "which score 0, as the method failed, and no other run of their task is scored less"
+    text = [f"**Ended with a non-finite loss: {runs.diverged.sum()} runs**, {what}: {names}.\n"]
+    if unknown := sorted(set(runs.env[runs.diverged & runs.final.isna()])):
+        text.append(
+            f"What the random policy returns is not known, so that they have no return: {', '.join(unknown)}.\n"
+        )
+    return text
 
 
 def notes_section(cells, thresholds, randoms):
@@ -471,7 +547,7 @@ def notes_section(cells, thresholds, randoms):
     return text
 
 
-def verdict_section(family, verdicts, exploratory, margin):
+def verdict_section(family, verdicts, exploratory, left_out, margin):
     text = ["## Verdicts\n"]
     if verdicts:
         arms = list(dict.fromkeys(row[0] for row in verdicts))
@@ -486,6 +562,8 @@ def verdict_section(family, verdicts, exploratory, margin):
                 [(a, c, f"**{v}**", t, s) for a, c, v, t, s in verdicts], ("arm", "claim", "verdict", "tasks", "seeds")
             )
         )
+        for arm, tasks in left_out.items():
+            text.append(f"{arm}: fewer than {VERDICT_SEEDS} pairs, and so left out: {', '.join(tasks)}.\n")
         text += ["![verdicts](report/verdicts.png)\n", aggregate_table(family)] if family else []
     else:
         text.append("None: it takes a baseline, another arm, and an environment with a reward threshold.\n")
@@ -509,7 +587,7 @@ def wins_section(differences):
             side = "win" if d.difference > 0 else "loss"
             rows.append((d.env, d.algo, d.metric, side, between(d.difference, d.low, d.high), number(d.p_holm)))
         wins = int((found.difference > 0).sum())
-        smallest = number(2 * 0.5 ** group.seeds.max() * len(group))
+        smallest = number(min(1, smallest_p(group.seeds.max()) * len(group)))
         text.append(
             f"{arm}: {wins} wins and {len(found) - wins} losses in {len(group)} tests of final return and area "
             "(sign-flip tests, Holm-corrected together at .05; the smallest p that so many seeds allow is "
@@ -523,7 +601,7 @@ def wins_section(differences):
 def across_section(scores, everywhere):
     if scores.empty:
         return []
-    text = ["### Across environments\n"]
+    text = ["### Exploratory: across environments\n"]
     header = ("algorithm", "arm", "measure", "share of each environment's runs in the IQM")
     text += [
         "The IQM averages the middle half of all runs, and so may leave out tasks:\n",
@@ -536,7 +614,7 @@ def across_section(scores, everywhere):
 
 
 def learning_section(cells, differences):
-    text = ["## Learning\n\n![learning curves](report/curves.png)\n"]
+    text = ["## Learning\n\nDescriptive: no verdict rests on it.\n\n![learning curves](report/curves.png)\n"]
     columns = ("best", "auc", "steps_to_threshold", "reached", "failure_rate", "cvar25", "drawdown")
     rows = [
         (c.env, c.algo, c.arm, c.seeds, between(c.final, c.final_low, c.final_high), number(c.final_median))
@@ -560,20 +638,18 @@ def learning_section(cells, differences):
 
 def collapse_section(collapse, algos):
     text = [
-        "## Collapse\n\nGreedy labels. Trained: the last measurement, of runs in which the metric is defined there.\n"
+        "## Collapse\n\nGreedy labels. Trained: the last measurement. A value is the mean of the runs in which the "
+        "metric is defined: there are two greedy actions or more, for the ETF error three.\n"
     ]
     text += [f"![collapse, {algo}](report/collapse_{algo}.png)\n" for algo in algos]
     rows = []
     for c in collapse.itertuples():
-        counted, trained = f"{c.defined} of {c.seeds}", between(c.trained, c.low, c.high)
-        if not c.defined:
-            trained = "undefined"
-        if c.metric == "etf_error" and c.defined and c.trained < 1e-6 and c.null < 1e-6:
-            trained = "void: two actions"
-        row = (c.env, c.algo, c.arm, COLLAPSE[c.metric], number(c.untrained), trained, counted)
-        rows.append((*row, number(c.null) if c.defined else "-"))
-    header = ("environment", "algorithm", "arm", "metric (at collapse)", "untrained", "trained", "runs behind it")
-    return [*text, table(rows, (*header, "trained, labels permuted"))]
+        trained = between(c.trained, c.low, c.high) if c.defined else "void: two actions" if c.void else "undefined"
+        row = [c.env, c.algo, c.arm, COLLAPSE[c.metric], number(c.untrained), f"{c.untrained_defined} of {c.seeds}"]
+        row += [trained, f"{c.defined} of {c.seeds}", number(c.null), f"{c.null_defined} of {c.seeds}"]
+        rows.append(row)
+    header = ("environment", "algorithm", "arm", "metric (at collapse)", "untrained", "runs", "trained", "runs")
+    return [*text, table(rows, (*header, "trained, labels permuted", "runs"))]
 
 
 def reference_section(thresholds, randoms, cache):
@@ -598,19 +674,22 @@ def write(folder, args, runs, curves, problems, settings):
     arms = sorted(runs.arm.unique(), key=lambda arm: (arm != "baseline", arm != "acpg", arm))
     colours = colours_of(arms)
     returns = np.stack([on_grid(curve, RETURN, b) for curve, b in zip(curves, runs.budget, strict=True)])
-    runs, efficiency = score(runs, returns, thresholds, randoms)
+    runs, returns, efficiency = score(runs, returns, thresholds, randoms)
     runs.to_csv(out / "runs.csv", index=False, float_format="%.6g")
     cells, differences = compare_cells(runs, arms, rng, args.resamples)
     correct(differences)
     cells.to_csv(out / "cells.csv", index=False, float_format="%.6g")
     differences.to_csv(out / "differences.csv", index=False, float_format="%.6g")
     gzip = {"method": "gzip", "mtime": 0}  # the same curves give the same bytes
-    compact_curves(runs, curves).to_csv(out / "curves.csv.gz", index=False, float_format="%.5g", compression=gzip)
+    compact_curves(runs, curves, returns).to_csv(
+        out / "curves.csv.gz", index=False, float_format="%.5g", compression=gzip
+    )
     collapse = compare_collapse(runs, curves, rng, args.resamples)
     collapse.to_csv(out / "collapse.csv", index=False, float_format="%.6g")
     scores, family, verdicts, exploratory, everywhere = runs[runs.norm_final.notna()], [], [], [], {}
+    left_out = {}
     if not scores.empty:
-        family, verdicts, exploratory = judge(scores, arms, rng, args)
+        family, verdicts, exploratory, left_out = judge(scores, arms, lost_seeds(runs, problems), rng, args)
         if family:
             plot_verdicts(family, args.margin, colours, out / "verdicts.png")
         table_iqm = plot_aggregate(scores, colours, rng, args.resamples, out / "aggregate.png")
@@ -632,7 +711,7 @@ def write(folder, args, runs, curves, problems, settings):
         "seed. Intervals are of 95 % unless another level is given.\n"
     ]
     text += missing_section(problems) + diverged_section(runs) + notes_section(cells, thresholds, randoms)
-    text += verdict_section(family, verdicts, exploratory, args.margin) + wins_section(differences)
+    text += verdict_section(family, verdicts, exploratory, left_out, args.margin) + wins_section(differences)
     text += across_section(scores, everywhere)
     text += learning_section(cells, differences) + collapse_section(collapse, runs.algo.unique())
     (folder / "report.md").write_text("\n".join(text + reference_section(thresholds, randoms, cache)))
