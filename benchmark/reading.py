@@ -207,7 +207,7 @@ def check_end(path, record, last):
     step, budget = record["global_step"], record["args"]["total_timesteps"]
     if last != step:
         raise Damaged(path, f"ends at step {last:.0f}, and the run at {step}")
-    if has_diverged(record):
+    if has_diverged(record) and step <= budget:
         return
     if not step <= budget < 2 * step:  # a budget is cut down to whole rollouts, so it is half used at least
         raise Damaged(path, f"ends at step {step} of {budget}")

@@ -7,10 +7,13 @@ seeds for tuning and for the report, and its primary outcomes. A part without re
 has a single value needs no tuning. docs/benchmark.md explains.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
+import math
+import os
 import re
 import subprocess
 import sys
@@ -24,11 +27,22 @@ import pandas as pd
 import report
 import sweep as sweeps
 from intervals import VERDICT_SEEDS, aggregate, compare_sensitivity, grid_means, holm, paired_tasks, stratified_mean
-from reading import PACKED, RETURN, on_grid, read_manifest, read_packed, read_references, write_packed
+from reading import (
+    PACKED,
+    RETURN,
+    check,
+    is_text,
+    on_grid,
+    read_json,
+    read_manifest,
+    read_packed,
+    read_references,
+    write_packed,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = 8000  # steps a second and core, for the estimate of what a study costs
-MARGIN = 0.05  # normalised differences within it count as none
+MARGIN = 0.05  # normalised differences within it count as none, unless the file has another
 PRIMARY = {"final": "final return", "auc": "area under the curve", "grid": "mean over the grid, area under the curve"}
 
 
@@ -72,26 +86,27 @@ def seeds_of(text, where):
     """The seeds that "101-105" or "3" or a list of them mean."""
     if isinstance(text, list):
         return sorted({seed for one in text for seed in seeds_of(str(one), where)})
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
-    if not match or (seeds := range(int(match[1]), int(match[2] or match[1]) + 1)) == range(0) or len(seeds) > 10**5:
-        fail(f'{where}: {text!r} are no seeds; write them as "101-105"')
-    return list(seeds)
+    match = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", str(text))
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if not first <= last < 2**32 or last - first >= 10**5:
+        fail(f'{where}: {str(text)[:50]!r} are no seeds; write them as "101-105"')
+    return list(range(first, last + 1))
 
 
 def read_study(path):
-    """(parts, primary outcomes as [(outcome, its parts)], thresholds) of a study file; ends in one line that says where
-    it is wrong."""
+    """(parts, primary outcomes as [(outcome, its parts)], thresholds, margin) of a study file; ends in one line that
+    says where it is wrong."""
     try:
         import tomllib
     except ModuleNotFoundError:
         fail("--study needs Python 3.11 or later, which reads TOML")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         fail(f"--study {path}: {' '.join(str(error).split())}")
     parts = content.get("part")
-    if unknown := set(content) - {"part", "primary", "threshold"}:
-        known = "a study has [[part]] and [[primary]] tables and [threshold]"
+    if unknown := set(content) - {"part", "primary", "threshold", "margin"}:
+        known = "a study has [[part]] and [[primary]] tables, [threshold] and margin"
         fail(f"--study {path}: {', '.join(sorted(unknown))}: unknown; {known}")
     if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
         fail(f"--study {path} has no [[part]]")
@@ -99,8 +114,10 @@ def read_study(path):
     if len({part.name for part in parts}) < len(parts):
         fail(f"--study {path} has two parts of one name")
     thresholds = content.get("threshold", {})
-    if not isinstance(thresholds, dict) or not all(type(value) in (int, float) for value in thresholds.values()):
-        fail(f"--study {path}: [threshold] takes ENV = VALUE")
+    if not isinstance(thresholds, dict) or not all(map(is_moderate, thresholds.values())):
+        fail(f"--study {path}: [threshold] takes ENV = VALUE, a finite number")
+    if not is_moderate(margin := content.get("margin", MARGIN)) or not 0 < margin <= 1:
+        fail(f"--study {path}: margin must lie above 0 and at most at 1, got {margin!r}")
     if unknown := set(thresholds) - {env for part in parts for env in part.tasks}:
         fail(f"--study {path}: [threshold] has {', '.join(sorted(unknown))}, which is no part's task")
     outcomes = [(outcome, [part]) for part in parts for outcome in part.primary]
@@ -108,12 +125,24 @@ def read_study(path):
     tables = content.get("primary", [])
     for table in tables if isinstance(tables, list) else [tables]:
         wanted = table.get("parts") if isinstance(table, dict) and set(table) == {"outcome", "parts"} else None
-        if not isinstance(wanted, list) or not wanted or not all(name in named for name in wanted):
-            fail(f'--study {path}: [[primary]] takes outcome = "ARM MEASURE" and parts = [names of parts]')
+        if not is_list_of_text(wanted) or not all(name in named for name in wanted):
+            fail(f'--study {path}: [[primary]] takes outcome = "ARM MEASURE" and parts = [names of parts], each once')
         for name in wanted:
             check_outcome(table["outcome"], named[name], f"--study {path}, [[primary]], part {name}")
         outcomes.append((table["outcome"], [named[name] for name in wanted]))
-    return parts, outcomes, thresholds
+    names = [(outcome, *sorted(part.name for part in own)) for outcome, own in outcomes]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        fail(f"--study {path}: primary {twice[0][0]!r} of {', '.join(twice[0][1:])} is named twice")
+    return parts, outcomes, thresholds, margin
+
+
+def is_moderate(value):
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e300
+
+
+def is_list_of_text(value):
+    """Whether it is a list of one word or more, each once."""
+    return isinstance(value, list) and bool(value) and all(map(is_text, value)) and len(set(value)) == len(value)
 
 
 def check_outcome(outcome, part, where):
@@ -125,6 +154,9 @@ def check_outcome(outcome, part, where):
         fail(f"{where}: primary {outcome!r} needs seeds of the report")
     if measure == "grid" and not {arm, "baseline"} <= set(part.grid):
         fail(f"{where}: primary {outcome!r} needs seeds of the grid for {arm} and baseline")
+    seeds = part.grid if measure == "grid" else part.report
+    if not set(seeds[arm]) & set(seeds["baseline"]):
+        fail(f"{where}: primary {outcome!r}: {arm} and baseline have no seed in common")
 
 
 def read_part(table, where):
@@ -136,17 +168,23 @@ def read_part(table, where):
     for key, value in table.items():
         if key not in known or not isinstance(value, known[key]):
             fail(f"{where}: {key} is unknown or of the wrong kind; a part has {', '.join(known)}")
-    if not re.fullmatch(r"[\w.-]+", table["name"]):
-        fail(f"{where}: name {table['name']!r} may have letters, digits, dots and dashes")
+    if not re.fullmatch(r"[\w-]+", table["name"]):
+        fail(f"{where}: name {table['name'][:50]!r} may have letters, digits and dashes")
     if not table["tasks"] or not all(type(steps) is int and steps > 0 for steps in table["tasks"].values()):
         fail(f'{where}: tasks takes "ENV" = steps')
     algos = table.get("algos", ["ppo"])
-    if not algos or not all(algo in sweeps.ALGOS for algo in algos):
-        fail(f"{where}: algos {algos}; choose from {', '.join(sweeps.ALGOS)}")
+    if not is_list_of_text(algos) or not all(algo in sweeps.ALGOS for algo in algos):
+        fail(f"{where}: algos {algos}; choose from {', '.join(sweeps.ALGOS)}, each once")
     grid = table["grid"]
     if set(grid) != {"flag", "values"} or not isinstance(grid["values"], list) or not grid["values"]:
         fail(f'{where}: grid takes flag = "--learning-rate" and values = [...]')
+    if len({as_number(value) for value in map(str, grid["values"])}) < len(grid["values"]):
+        fail(f"{where}: grid has a value twice")
+    if not is_list_of_text(table["arms"]):
+        fail(f"{where}: arms takes a list of text, such as 'acpg' or 'random=acpg:--action-layer=random'")
     arms, seeds = list(sweeps.read_arms(table["arms"])), table["seeds"]
+    if "others" in arms:
+        fail(f"{where}: an arm cannot be called others, which in seeds means the rest")
     must = {"tuning"} if len(grid["values"]) > 1 else {"report"}
     if wrong := set(seeds) - {"tuning", "report", "common", "grid"} or must - set(seeds):
         kinds = "tuning and report, and common and grid if wanted"
@@ -158,12 +196,16 @@ def read_part(table, where):
             fail(f"{where}: seeds of {', '.join(sorted(unknown))}, which are no arms")
         found[kind] = {arm: given.get(arm, given.get("others")) for arm in arms}
         found[kind] = {arm: seeds_of(x, f"{where}: {kind}") for arm, x in found[kind].items() if x is not None}
+        if not all(found[kind].values()):
+            fail(f"{where}: {kind} has no seeds")
     given = [found[kind] for kind in ("tuning", "report") if kind in found]
     if missing := [arm for arm in arms if any(arm not in seeds for seeds in given)]:
         fail(f"{where}: seeds has none for {', '.join(missing)}")
     used = [set().union(*found.get(kind, {}).values()) for kind in ("tuning", "report", "common", "grid")]
     if twice := used[0] & set().union(*used[1:]):
         fail(f"{where}: seeds {', '.join(map(str, sorted(twice)))} are for tuning and for the report; keep them apart")
+    if "common" in seeds and len(grid["values"]) == 1:
+        fail(f"{where}: seeds has common, the setting of all tasks, which a grid of one value has anyway")
     rest = {key: table[key] for key in ("algos", "extra", "primary") if key in table}
     values = [str(value) for value in grid["values"]]
     own = {kind: found.get(kind, {}) for kind in ("tuning", "report", "grid")}
@@ -172,6 +214,25 @@ def read_part(table, where):
     for outcome in part.primary:
         check_outcome(outcome, part, where)
     return part
+
+
+def as_number(text):
+    """The number that a text is, so that 1e-3 is 0.001, or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def check_thresholds(parts, outcomes, thresholds, where):
+    """Ends in one line if a task is to be scored and has no threshold, before anything runs for it."""
+    import gymnasium as gym
+
+    scored = {part.name for _, own in outcomes for part in own} | {part.name for part in parts if part.tuning}
+    for part in (part for part in parts if part.name in scored):
+        for env in part.tasks:
+            if env not in thresholds and gym.spec(env.rpartition(":")[2]).reward_threshold is None:
+                fail(f"{where}, part {part.name}: {env} has no reward threshold of its own; give one in [threshold]")
 
 
 # Its runs
@@ -213,17 +274,32 @@ def run(part, args, stage, jobs):
     return failed
 
 
-def scores_of(folder, thresholds):
-    """The run table of a stage's folder with normalised scores; arms as they are called there. Areas are clipped to
-    [0, 1] and final returns from below at 0, so that a run that diverged, which has 0, is ahead of none."""
-    runs, curves, _, settings = report.read_runs(folder)
+def references_of(folder, thresholds):
+    """references.json of a folder without the thresholds that the file gave once and gives no more."""
     cache = read_references(folder)
+    for key, entry in cache.items():
+        if key.partition(" ")[0] not in thresholds:
+            entry.pop("threshold", None)
+    return cache
+
+
+def scores_of(folder, thresholds, names=None, keep=True):
+    """The run table of a stage's folder with normalised scores; arms as they are called there. Areas are clipped to
+    [0, 1] and final returns from below at 0, so that a run that diverged, which has 0, is ahead of none.
+
+    `names`: those of the runs that the file asks for, of which others may have been left by an earlier one. `keep`:
+    whether references that had to be measured are written down.
+    """
+    runs, curves, _, settings = report.read_runs(folder)
+    cache = references_of(folder, thresholds)
     words = [f"{env}={value}" for env, value in thresholds.items() if env in set(runs.env)]
     own = SimpleNamespace(threshold=words, seed=0, import_modules=True)
     known, randoms = report.references(settings, own, cache)
-    (folder / "references.json").write_text(json.dumps(cache, indent=1) + "\n")
+    if keep:
+        (folder / "references.json").write_text(json.dumps(cache, indent=1) + "\n")
     returns = np.stack([on_grid(curve, RETURN, b) for curve, b in zip(curves, runs.budget, strict=True)])
     scores = report.score(runs, returns, known, randoms)[0]
+    scores = scores if names is None else scores[scores.name.isin(names)]
     return scores.assign(norm_auc=scores.norm_auc.clip(0, 1), norm_final=scores.norm_final.clip(lower=0))
 
 
@@ -290,7 +366,9 @@ def one_edge(part, own, arm, against="baseline", envs=None):
 def publish(part, args, own, common, jobs):
     """Write reports/tuned and reports/common of a part, each with its runs in a packed table, a list of those that were
     planned, and their reports; only the first where the grid has one value. `jobs` has those of each stage."""
+    names = {stage: {job.path.name for job in own} for stage, own in jobs.items()}
     found = {stage: report.find_runs(args.out / part.name / stage)[0] for stage in jobs}
+    found = {stage: [run for run in runs if run.name in names[stage]] for stage, runs in found.items()}
     known = {stage: read_manifest(args.out / part.name / stage).get("runs", {}) for stage in jobs}
     known = {stage: {job.path.name: known[stage][job.path.name] for job in jobs[stage]} for stage in jobs}
 
@@ -305,9 +383,12 @@ def publish(part, args, own, common, jobs):
         folder = args.out / part.name / "reports" / stage
         folder.mkdir(parents=True, exist_ok=True)
         write_packed(folder / PACKED, found[stage])
+        if cache := references_of(folder, args.thresholds):
+            (folder / "references.json").write_text(json.dumps(cache, indent=1) + "\n")
         (folder / "manifest.json").write_text(json.dumps({"runs": known[stage]}, indent=1) + "\n")
         words = [f"{env}={value}" for env, value in args.thresholds.items() if env in part.tasks]
         command = [sys.executable, str(ROOT / "benchmark" / "report.py"), str(folder), "--import-modules"]
+        command += [f"--margin={args.margin}"]
         if subprocess.run([*command, *(["--threshold", *words] if words else [])], check=False).returncode:
             fail(f"the report of {folder} failed, as it says above")
 
@@ -324,15 +405,14 @@ def p_value(tasks, resamples=20_000):
 
 def paired_cells(part, args, arm, measure):
     """[(baseline's scores, the arm's)] by task, of the same seeds, that a primary outcome compares; in `grid` each
-    seed's mean over the values."""
+    seed's mean over the values. Empty if there are none, or in the grid on one of the tasks."""
+    stage = "grid" if measure == "grid" else "tuned"
+    scores = scores_of(args.out / part.name / stage, args.thresholds, args.planned[part.name, stage])
     if measure == "grid":
-        scores = scores_of(args.out / part.name / "grid", args.thresholds)
-        grids = grids_of(scores, part, ["baseline", arm])
-        if grids is None:
-            fail(f"part {part.name}: its grid lacks runs of {arm} or baseline; see its logs")
+        if (grids := grids_of(scores, part, ["baseline", arm])) is None:
+            return []
         # a seed's runs at several values need not be independent: their mean is one score
         return [tuple(np.mean(cells, axis=0) for cells in pair) for pair in zip(*grids, strict=True)]
-    scores = scores_of(args.out / part.name / "tuned", args.thresholds)
     tables = paired_tasks(scores[scores.norm_final.notna()], arm, "baseline").values()
     return [tuple(table[f"norm_{measure}"].to_numpy(float) for table in pair) for pair in tables]
 
@@ -346,27 +426,28 @@ def primary_rows(outcomes, args, chosen):
         arm, _, measure = outcome.partition(" ")
         pairs = [pair for part in parts for pair in paired_cells(part, args, arm, measure)]
         name = f"{arm}, {PRIMARY[measure]}, {' + '.join(part.name for part in parts)}"
-        row = {"outcome": name, "tasks": len(pairs), "seeds": min(len(b) for b, _ in pairs)}
+        row = {"outcome": name, "tasks": len(pairs), "seeds": min((len(b) for b, _ in pairs), default=0)}
         row["of_tasks"] = sum(len(part.tasks) * len(part.algos) for part in parts)
         row["one_edge"] = 0 if measure == "grid" else sum(one_edge(part, chosen[part.name][0], arm) for part in parts)
-        row |= {"p": p_value([t - b for b, t in pairs])}
+        row |= {"p": p_value([t - b for b, t in pairs]) if pairs else 1.0}
         for label, level in (("", 0.95), ("corrected_", 1 - 0.05 / len(outcomes))):
-            estimate = aggregate("mean", *zip(*pairs, strict=True), np.random.default_rng(0), 20_000, level)
+            arms = zip(*pairs, strict=True) if pairs else ((), ())
+            estimate = aggregate("mean", *arms, np.random.default_rng(0), 20_000, level)
             row |= dict(zip(("difference", f"{label}low", f"{label}high"), estimate, strict=True))
         rows.append(row)
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
-        row["verdict"] = primary_verdict(row)
+        row["verdict"] = primary_verdict(row, args.margin)
     return rows
 
 
-def primary_verdict(row):
+def primary_verdict(row, margin=MARGIN):
     """Equivalent if the corrected interval lies within the margin, ahead or behind if Holm's p is below .05."""
     if row["tasks"] < row["of_tasks"]:
         return f"none: runs of {row['tasks']} of {row['of_tasks']} tasks"
     if row["seeds"] < VERDICT_SEEDS:
         return f"none: fewer than {VERDICT_SEEDS} seeds"
-    if max(abs(row["corrected_low"]), abs(row["corrected_high"])) < MARGIN:
+    if max(abs(row["corrected_low"]), abs(row["corrected_high"])) < margin:
         return "equivalent"
     if row["p_holm"] < 0.05:
         return "ahead" if row["difference"] > 0 else "behind"
@@ -375,21 +456,24 @@ def primary_verdict(row):
 
 def sensitivity_lines(part, args):
     """Markdown: each arm's mean score at each value, what the arms' sensitivities are, and the figure."""
-    stage = "grid" if part.grid else "tuning"
-    arms = [arm for arm in part.names if arm in (part.grid or part.tuning)]
-    scores = scores_of(args.out / part.name / stage, args.thresholds)
-    grids = {arm: grid[0] for arm in arms if (grid := grids_of(scores, part, [arm])) is not None}
+    stages = {arm: "grid" if arm in part.grid else "tuning" for arm in part.names}
+    read = {
+        stage: scores_of(args.out / part.name / stage, args.thresholds, args.planned[part.name, stage])
+        for stage in set(stages.values())
+    }
+    found = {arm: grids_of(read[stage], part, [arm]) for arm, stage in stages.items()}
+    grids = {arm: grid[0] for arm, grid in found.items() if grid is not None}
     plot_grid(part, grids, args.out / part.name / "grid.png")
-    cells = pd.DataFrame(grid_rows(part, list(grids), scores))
-    cells.to_csv(args.out / part.name / "grid.csv", index=False, float_format="%.6g")
-    lines = [f"Seeds of the {stage}; mean area, clipped to [0, 1].", ""]
+    cells = [row for arm in grids for row in grid_rows(part, [arm], read[stages[arm]])]
+    pd.DataFrame(cells).to_csv(args.out / part.name / "grid.csv", index=False, float_format="%.6g")
+    lines = ["Mean area, clipped to [0, 1]; of arms without seeds of the grid on those of the tuning.", ""]
     rows = []
     for arm, grid in grids.items():
         tasks = [(env, algo) for env in part.tasks for algo in part.algos]
         for (env, algo), cells in zip(tasks, grid, strict=True):
-            rows.append((env, algo, arm, *(f"{cell.mean():.3f}" for cell in cells)))
+            rows.append((env, algo, arm, stages[arm], *(f"{cell.mean():.3f}" for cell in cells)))
     lines += [
-        report.table(rows, ("environment", "algorithm", "arm", *part.values)),
+        report.table(rows, ("environment", "algorithm", "arm", "seeds of the", *part.values)),
         f"![grid]({part.name}/grid.png)",
         "",
     ]
@@ -400,8 +484,10 @@ def sensitivity_lines(part, args):
     if len(rates) > 1 and "baseline" in grids and min(rates) > 0:
         rows = []
         for arm in grids:
-            pair = grids_of(scores, part, ["baseline", arm])
-            if arm == "baseline" or pair is None or min(len(task[0]) for task in pair[0]) < 2:
+            if arm == "baseline" or stages[arm] != stages["baseline"]:
+                continue
+            pair = grids_of(read[stages[arm]], part, ["baseline", arm])
+            if pair is None or min(len(task[0]) for task in pair[0]) < 2:
                 continue
             for row in compare_sensitivity(*pair, rates, np.random.default_rng(0)):
                 values = [report.number(row[key]) for key in ("base", "treated")]
@@ -428,9 +514,8 @@ def plot_grid(part, grids, path):
             for i, cell in enumerate(cells[k]):
                 if len(cell) > 1 and np.ptp(cell):
                     half = stats.t.ppf(0.975, len(cell) - 1) * stats.sem(cell)
-                    axes.plot(
-                        [x[i], x[i]], [means[i] - half, means[i] + half], color=colours[arm], alpha=0.5, linewidth=2
-                    )
+                    ends = np.clip([means[i] - half, means[i] + half], 0, 1)  # as areas are
+                    axes.plot([x[i], x[i]], ends, color=colours[arm], alpha=0.5, linewidth=2)
         axes.set_xticks(range(len(part.values)), part.values)
         axes.set(title=f"{env}, {algo}", xlabel=part.flag.strip("-").replace("-", " "))
     grid[0][0].set_ylabel("normalised area")
@@ -440,28 +525,31 @@ def plot_grid(part, grids, path):
 def commit_of(path):
     """The last commit of a file, with "changed since" where the file differs from it; "uncommitted" without one."""
     git = ["git", "-C", str(path.parent)]
-    commit = subprocess.run(
-        [*git, "log", "-1", "--format=%H", "--", path.name], capture_output=True, text=True, check=False
-    )
-    clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", path.name], capture_output=True, check=False)
-    return (commit.stdout.strip() or "uncommitted") + ("" if clean.returncode == 0 else ", changed since")
+    with contextlib.suppress(OSError):  # there may be no git
+        log = [*git, "log", "-1", "--format=%H", "--", path.name]
+        commit = subprocess.run(log, capture_output=True, text=True, check=False).stdout.strip()
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", path.name], capture_output=True, check=False)
+        if commit:
+            return commit + ("" if clean.returncode == 0 else ", changed since")
+    return "uncommitted"
 
 
 def write_report(path, parts, outcomes, args, chosen, failed):
     """report.md of the study: what was run and what failed, which settings were chosen, primary outcomes, sensitivity,
     links."""
-    begun = json.loads((args.out / "study.json").read_text())
-    now = hashlib.sha256(path.read_bytes()).hexdigest()
-    commits = set()
-    for manifest in args.out.glob("*/*/manifest.json"):
-        commits |= {r["git_commit"] for r in json.loads(manifest.read_text())["runs"].values() if r.get("git_commit")}
+    begun, commits = args.begun, set()
+    for part, stage in args.planned:
+        known = read_manifest(args.out / part / stage).get("runs", {})
+        commits |= {str(run["git_commit"]) for run in known.values() if run.get("git_commit")}
+    now = commit_of(path)
+    now = f"commit {now}" if now == begun["commit"] else f"commit {begun['commit']} at the start, {now} now"
     lines = [
         f"# Study {path.stem}",
         "",
-        f"Study file: commit {commit_of(path)}. Scripts: {', '.join(sorted(commits))}.",
+        f"Study file: {now}. Scripts: commits {', '.join(sorted(commits)) or 'unknown'}.",
         "",
     ]
-    if now != begun["sha256"]:
+    if args.sha256 != begun["sha256"]:
         lines += ["**The study file was changed after the first run.**", ""]
     settings = [
         {"part": name, "env": env, "algo": algo, "arm": arm, "value": value, "common": chosen[name][1][env, algo, arm]}
@@ -487,7 +575,9 @@ def write_report(path, parts, outcomes, args, chosen, failed):
             for row in rows
         ]
         header = ("arm minus baseline, parts", "mean over tasks, 95 %", f"{100 - 5 / len(rows):.4g} %", "p")
-        lines += [f"Ahead or behind if p after Holm is below .05, equivalent within {MARGIN} at the corrected level."]
+        lines += [
+            f"Ahead or behind if p after Holm is below .05, equivalent within {args.margin} at the corrected level."
+        ]
         lines += ["Everything else is secondary or exploratory.", ""]
         lines += [report.table(body, (*header, f"p, Holm over {len(rows)}", "one setting at an edge", "verdict"))]
     else:
@@ -525,34 +615,71 @@ def plan_all(parts, args):
     return plans
 
 
+def say_cost(parts, args, plans):
+    """What the study costs, in a line for each part's stages and one for all, those that are finished included."""
+    total = 0
+    for (name, what), jobs in plans.items():
+        part = next(part for part in parts if part.name == name)
+        more = 0
+        if what == "report" and part.tuning:
+            first = dict.fromkeys(cells_of(part), part.values[:1])
+            more = sum(job.args["total_timesteps"] for job in jobs_of(part, args, "common", first, part.common))
+        steps = sum(job.args["total_timesteps"] for job in jobs)
+        total += steps + more
+        cost = f"{len(jobs)} runs, {steps / 1e6:.3g} million steps, {steps / SPEED / 3600:.2g} core-hours or so"
+        cost += f", and {more / SPEED / 3600:.2g} at most for one setting for all tasks" if more else ""
+        print(f"part {name}, {what}: {cost}", file=sys.stderr)
+    most = f"{total / SPEED / 3600:.2g} core-hours or so at most"
+    print(f"in all: {most}, what is finished included", file=sys.stderr, flush=True)
+
+
+def begin(path, out, sha256):
+    """What study.json says of the file that the study in `out` began with, written now if it begins. Ends in one line
+    if the folder holds anything else."""
+    record = out / "study.json"
+    if not record.exists():
+        if held := [name for name in ("report.md", "manifest.json", "report", "runs") if (out / name).exists()]:
+            fail(f"--out {out} holds {held[0]}, which is of no study; choose another folder")
+        begun = {"name": path.name, "sha256": sha256, "commit": commit_of(path)}
+        temporary = record.with_name("study.json.tmp")
+        temporary.write_text(json.dumps(begun) + "\n")
+        temporary.replace(record)
+    begun = read_json(record)
+    check(record, begun, {"sha256": is_text, "commit": is_text})
+    if begun.get("name", path.name) != path.name:
+        fail(f"--out {out} holds the study {begun['name']}; choose another folder")
+    return begun
+
+
 def main(args):
     path = args.study = args.study.resolve()
-    parts, outcomes, args.thresholds = read_study(path)
-    args.out = (ROOT / "results" / path.stem if args.out == Path("results/sweep") else args.out).resolve()
-    plans = plan_all(parts, args)
-    for (name, what), jobs in plans.items():
-        steps = sum(job.args["total_timesteps"] for job in jobs)
-        cost = f"{len(jobs)} runs, {steps / 1e6:.3g} million steps, {steps / SPEED / 3600:.2g} core-hours or so"
-        tuned = what == "report" and any(part.tuning for part in parts if part.name == name)
-        more = ", and as many again at most for one setting for all tasks" if tuned else ""
-        print(f"part {name}, {what}: {cost}{more}", file=sys.stderr, flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    lock = open(args.out / "study.lock", "a")  # held until the end
+    parts, outcomes, args.thresholds, args.margin = read_study(path)
+    args.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    args.out = (args.out or ROOT / "results" / path.stem).resolve()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fail(f"--out {args.out}: another study is writing there; wait for it or choose another folder")
-    if not (args.out / "study.json").exists() and not args.print:
-        begun = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "commit": commit_of(path)}
-        (args.out / "study.json").write_text(json.dumps(begun) + "\n")
-    chosen, failed = {}, []
+        plans = plan_all(parts, args)
+    except SystemExit as end:  # which speaks of the options of a sweep
+        fail(f"--study {path}: {str(end).removeprefix('error: ')}")
+    check_thresholds(parts, outcomes, args.thresholds, f"--study {path}")
+    say_cost(parts, args, plans)
+    if not args.print:
+        args.out.mkdir(parents=True, exist_ok=True)
+        lock = open(args.out / "study.lock", "a")  # held until the end
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"--out {args.out}: another study is writing there; wait for it or choose another folder")
+        args.begun = begin(path, args.out, args.sha256)
+    chosen, failed, args.planned = {}, [], {}
     for part in parts:
         own = common = dict.fromkeys(cells_of(part), part.values[0])
         if part.tuning:
             if lost := stage(part, args, "tuning", plans[part.name, "tuning"]):
                 failed += lost  # chosen without them, settings might change once they are there
                 continue
-            own, common = choose(scores_of(args.out / part.name / "tuning", args.thresholds), part)
+            names = args.planned[part.name, "tuning"]
+            folder = args.out / part.name / "tuning"
+            own, common = choose(scores_of(folder, args.thresholds, names, keep=not args.print), part)
         chosen[part.name] = own, common
         if not part.report:
             continue
@@ -561,7 +688,11 @@ def main(args):
         jobs["common"] = jobs_of(part, args, "common", other, part.common)
         for name, planned in (*jobs.items(), ("grid", plans.get((part.name, "grid"), []))):
             failed += stage(part, args, name, planned)
-        publish(part, args, own, common, jobs)
+        if not args.print:
+            publish(part, args, own, common, jobs)
+    if args.print:
+        print("nothing is left to run", file=sys.stderr)
+        return
     if len(chosen) == len(parts):
         write_report(path, parts, outcomes, args, chosen, failed)
     if failed:
@@ -572,16 +703,27 @@ def main(args):
 
 
 def stage(part, args, name, jobs):
-    """Run a stage, or with --print or --slurm only list or submit what is missing of it, and end."""
-    packed = read_packed(args.out / part.name / name / PACKED)
+    """Run a stage, or with --print or --slurm only list or submit what is missing of it, and end. Returns the jobs that
+    failed."""
+    folder = args.out / part.name / name
+    args.planned[part.name, name] = {job.path.name for job in jobs}
+    packed = read_packed(folder / PACKED)
     missing = [job for job in jobs if job.record(packed) is None]
-    if missing and args.print:
-        print("\n".join(sweeps.one_command(job) for job in missing))
-        sys.exit(0)
+    if args.print:
+        if missing:
+            print("\n".join(sweeps.one_command(job) for job in missing))
+            sys.exit(0)
+        return []
     if missing and args.slurm:
-        own = dataclasses.replace(args, out=args.out / part.name / name, runs_only=True)
-        own.out.mkdir(parents=True, exist_ok=True)
         again = dataclasses.replace(args, print=False)
+        if "SLURM_JOB_ID" in os.environ:  # the job that waited for the last array, in which they may have failed
+            commands = folder / "slurm" / "commands.txt"
+            if commands.exists() and commands.read_text().splitlines() == [sweeps.one_command(job) for job in missing]:
+                return missing
+        elif ids := sweeps.submitted(folder):
+            fail(f"--out {args.out}: SLURM's jobs {ids} are at work on it; wait for them")
+        own = dataclasses.replace(args, out=folder, runs_only=True)
+        own.out.mkdir(parents=True, exist_ok=True)
         sweeps.submit(own, missing, [sys.executable, str(ROOT / "benchmark" / "sweep.py"), *sweeps.as_flags(again)])
         sys.exit(0)
     return run(part, args, name, jobs) if jobs else []

@@ -75,7 +75,7 @@ BOUNDS = {"num_seeds": (1, 10**5), "seeds": (0, 2**32 - 1), "total_timesteps": (
 @dataclass
 class Args:
     study: Path | None = None
-    """a study file, which says all but --out (default: results/ and its name), --jobs, --print and --slurm"""
+    """a study file, which says all but --out, --jobs, --print and --slurm"""
     algos: list[str] = field(default_factory=lambda: list(ALGOS[:3]))
     """algorithms, of ppo, a2c, reinforce and trpo"""
     envs: list[str] | None = None
@@ -88,8 +88,8 @@ class Args:
     """steps of every run; default: the suite's budget for the environment (500,000 for one outside it)"""
     jobs: int = CORES
     """runs at a time, each on one thread"""
-    out: Path = Path("results/sweep")
-    """folder for everything: runs, logs, manifest, report"""
+    out: Path | None = None
+    """folder for everything: runs, logs, manifest, report; default: results/sweep, of a study results/ and its name"""
     extra: str = ""
     """flags for all scripts, written with =, such as --extra="--num-envs 8 --gamma 0.98" """
     arms: list[str] = field(default_factory=lambda: ["baseline", "acpg"])
@@ -169,6 +169,7 @@ def settle(args):
     """Fill in what depends on other options, and end in one line if one of them cannot be."""
     if args.num_seeds is not None and args.seeds is not None:
         fail("--num-seeds and --seeds exclude each other; drop one")
+    args.out = args.out or Path("results/sweep")
     for name, (low, high) in BOUNDS.items():
         value = getattr(args, name)
         for x in value if isinstance(value, list) else [] if value is None else [value]:
@@ -424,10 +425,10 @@ def sweep(args, jobs, packed):
     before = f"{len(jobs) - len(todo)} of them finished before"
     print(f"{len(jobs)} runs, {before}, {args.jobs} at a time, into {args.out}", flush=True)
     start, failed, done, done_steps = time.monotonic(), [], len(jobs) - len(todo), 0
-    runner = Runner(packed)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if name != "SIGHUP" or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's stays
-            signal.signal(getattr(signal, name), runner.stop)
+    runner, handlers = Runner(packed), {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's stays
+            handlers[number] = signal.signal(number, runner.stop)
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {pool.submit(runner.run, job): job for job in todo}
         for future in as_completed(futures):
@@ -452,6 +453,8 @@ def sweep(args, jobs, packed):
         if not args.runs_only:
             write_manifest(args.out, jobs, packed)
         sys.exit(128 + runner.signal)
+    for number, handler in handlers.items():  # a study has more to do
+        signal.signal(number, handler)
     return failed
 
 
@@ -550,6 +553,9 @@ def run_study(args):
         fail(f"{error}; remove or restore it")
     except OSError as error:
         fail(f"--out {args.out} cannot be written: {error}")
+    except KeyboardInterrupt:
+        print("SIGINT: the same command goes on later", file=sys.stderr)
+        sys.exit(130)
 
 
 def as_dict(args):

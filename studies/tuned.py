@@ -1,6 +1,6 @@
 """What the tuned study says beyond its own report: docs/study.md's comparisons, shifts, and the figure of the README.
 
-    bash benchmark.sh --study benchmark/tuned.toml    # the study itself: some twenty core-hours, to results/tuned
+    bash benchmark.sh --study benchmark/tuned.toml    # the study itself: 25 to 30 core-hours, to results/tuned
     python studies/tuned.py                           # tables and a figure, beside it
 
 tasks.csv: ACPG against its baseline on each task; comparisons.csv: docs/study.md's questions; shift.csv: how far apart
@@ -268,7 +268,7 @@ def save_rows(path, rows):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
-    parts, _, thresholds = study.read_study(ROOT / "benchmark" / "tuned.toml")
+    parts, _, thresholds, _ = study.read_study(ROOT / "benchmark" / "tuned.toml")
     try:
         scores = {part.name: read_part(part, args, thresholds) for part in parts}
     except Damaged as error:

@@ -57,9 +57,30 @@ def run(path, out, *more):
         ("acpg auc", "baseline auc", "baseline auc"),
         ("frozen=acpg:", "frozen=dqn:", "--arms"),
         ("[[part]]", "[threshold]\n'CartPole-v0' = 3\n[[part]]", "CartPole-v0"),
+        ("[[part]]", "[threshold]\n'CartPole-v1' = inf\n[[part]]", "[threshold]"),
+        ("[[part]]", "margin = 0\n[[part]]", "margin"),
+        ("[[part]]", "margin = true\n[[part]]", "margin"),
+        ("[[part]]", "margin = " + "[" * 5000 + "]" * 5000 + "\n[[part]]", "toml"),
+        ('arms = ["baseline", "acpg"', 'arms = [1, 2, "acpg"', "arms"),
+        ('arms = ["baseline", "acpg"', 'arms = ["baseline", ["acpg"]', "arms"),
+        ("frozen=acpg:", "others=acpg:", "others"),
+        ('name = "cartpole"', 'name = ".."', ".."),
+        ('name = "cartpole"', 'name = "report.md"', "report.md"),
+        ('algos = ["ppo"]', 'algos = ["ppo", "ppo"]', "algos"),
+        ('["1e-6", "2.5e-3"]', '["2.5e-3", "0.0025"]', "grid"),
+        ('report = "1-5"', 'report = "1-99999999999999999999"', "no seeds"),
+        ('report = "1-5"', 'report = "4294967295-4294967296"', "no seeds"),
+        ('report = "1-5"', f'report = "{"9" * 5000}"', "no seeds"),
+        ('report = "1-5"', "report = []", "report"),
+        ('report = "1-5"', 'report = { baseline = "1-5", acpg = "6-10", frozen = "1-5" }', "in common"),
+        ("[[part]]", "[[primary]]\noutcome = 'acpg auc'\nparts = [['x']]\n[[part]]", "primary"),
+        ("[[part]]", "[[primary]]\noutcome = 'acpg final'\nparts = ['cartpole', 'cartpole']\n[[part]]", "primary"),
+        ("[[part]]", "[[primary]]\noutcome = 'acpg auc'\nparts = ['cartpole']\n[[part]]", "twice"),
+        ('"CartPole-v1" = 30_000', '"CliffWalking-v1" = 30_000', "[threshold]"),
     ],
 )
 def test_what_is_wrong_is_named(old, new, word, tmp_path, monkeypatch):
+    """In one line that names the file and none of a sweep's options alone, before there is a folder."""
     path, out = tmp_path / "study.toml", tmp_path / "out"
     assert old in SMALL
     path.write_text(SMALL.replace(old, new))
@@ -135,7 +156,7 @@ def test_scores_of_runs(tmp_path):
     (tmp_path / "references.json").write_text(json.dumps({"CartPole-v1 {} None": known}))
     for seed, level in enumerate((100, 700, 1300)):  # areas are about half of it
         write_run(tmp_path, "CartPole-v1", "ppo", "acpg", seed, level)
-    scores = study.scores_of(tmp_path, {}).sort_values("seed")
+    scores = study.scores_of(tmp_path, {"CartPole-v1": 400}).sort_values("seed")
     assert list(scores.norm_auc) == [0, pytest.approx(0.75, abs=0.03), 1]
     assert list(scores.norm_final) == [0, pytest.approx((665 - 200) / 200, abs=0.03), pytest.approx(5.2, abs=0.05)]
 
@@ -144,12 +165,95 @@ def test_a_primary_outcome_of_the_grid_has_one_score_a_seed(monkeypatch, tmp_pat
     """Its mean over the values, so that a seed that is good at all of them counts once."""
     scores = make_scores({(env, arm): [0.2, 0.5, 0.3] for env in "ab" for arm in ("baseline", "acpg")})
     scores.loc[(scores.env == "b") & (scores.arm == "acpg.1e-1"), "norm_auc"] += 0.3
-    monkeypatch.setattr(study, "scores_of", lambda folder, thresholds: scores)
-    args = SimpleNamespace(out=tmp_path, thresholds={})
+    monkeypatch.setattr(study, "scores_of", lambda folder, thresholds, names: scores)
+    args = SimpleNamespace(out=tmp_path, thresholds={}, planned={("p", "grid"): set()})
     pairs = study.paired_cells(make_part(), args, "acpg", "grid")
     third = 1 / 3
     expected = [[[third - 0.05, third + 0.05]] * 2, [[third - 0.05, third + 0.05], [third + 0.05, third + 0.15]]]
     np.testing.assert_allclose(pairs, expected)
+
+
+def test_runs_of_an_earlier_file_do_not_count(tmp_path):
+    """Tuned on four seeds, of which the file now names two: the others are none of the study's."""
+    known = {"threshold": 400, "mean": 200.0, "standard_error": 0.0, "episodes": 100, "seed": 0}
+    (tmp_path / "references.json").write_text(json.dumps({"CartPole-v1 {} None": known}))
+    for seed in range(4):
+        write_run(tmp_path, "CartPole-v1", "ppo", "acpg", seed, 500)
+    names = {f"CartPole-v1__ppo_acpg__{seed}" for seed in (1, 2, 7)}
+    assert sorted(study.scores_of(tmp_path, {}, names).seed) == [1, 2]
+    assert len(study.scores_of(tmp_path, {})) == 4
+
+
+def test_a_threshold_that_the_file_gives_no_more(tmp_path):
+    write_run(tmp_path, "CartPole-v1", "ppo", "acpg", 1, 500)
+    known = {"mean": 20.0, "standard_error": 0.0, "episodes": 100, "seed": 0}
+    (tmp_path / "references.json").write_text(json.dumps({"CartPole-v1 {} None": known}))
+    assert study.scores_of(tmp_path, {"CartPole-v1": 220}).norm_final[0] > 2
+    assert study.scores_of(tmp_path, {}).norm_final[0] == pytest.approx(1, abs=0.06)  # 475
+
+
+def test_a_primary_outcome_without_pairs_has_no_verdict(monkeypatch):
+    """All runs of an arm failed, say: the others' outcomes are given nevertheless."""
+    (part,), outcomes, *_ = study.read_study(ROOT / "benchmark" / "small.toml")
+    rng = np.random.default_rng(0)
+    own = [(rng.normal(0.5, 0.01, size=20), rng.normal(0.8, 0.01, size=20))]
+    monkeypatch.setattr(study, "paired_cells", lambda part, args, arm, measure: own if arm == "acpg" else [])
+    chosen = dict.fromkeys(study.cells_of(part), "2.5e-3")
+    rows = study.primary_rows(outcomes, SimpleNamespace(margin=0.05), {part.name: (chosen, chosen)})
+    assert [row["verdict"] for row in rows] == ["ahead", "none: runs of 0 of 1 tasks"]
+
+
+def test_arms_without_seeds_of_the_grid_are_in_its_figure(tmp_path, monkeypatch):
+    """On those of the tuning; the sensitivities compare arms on the same seeds only."""
+    means = {(env, arm): [0.2, 0.5, 0.3] for env in "ab" for arm in ("baseline", "acpg", "more")}
+    scores = make_scores(means).assign(norm_final=0.7)
+    part = make_part(arms=["baseline", "acpg", "more=acpg:"], tuning=dict.fromkeys(("baseline", "acpg", "more"), [1]))
+    monkeypatch.setattr(study, "scores_of", lambda folder, *_: scores)
+    (tmp_path / "p").mkdir()
+    args = SimpleNamespace(out=tmp_path, thresholds={}, planned={("p", "grid"): set(), ("p", "tuning"): set()})
+    text = "\n".join(study.sensitivity_lines(part, args))
+    assert "| a | ppo | more | tuning | 0.200 | 0.500 | 0.300 |" in text and "| a | ppo | acpg | grid |" in text
+    assert "| acpg | mean over the grid |" in text and "| more | mean over the grid |" not in text
+    assert set(pd.read_csv(tmp_path / "p" / "grid.csv").arm) == {"baseline", "acpg", "more"}
+
+
+def test_print_only_prints(tmp_path, monkeypatch, capsys):
+    """What is left to run, or that nothing is; nothing is made, and no report written."""
+    path, out = tmp_path / "study.toml", tmp_path / "out"
+    path.write_text(SMALL)
+    args = sweep.Args(study=path, out=out, print=True)
+    with pytest.raises(SystemExit):
+        study.main(args)
+    assert all("--runs-only" in line for line in capsys.readouterr().out.splitlines()) and not out.exists()
+    monkeypatch.setattr(sweep.Job, "record", lambda job, packed: {})
+    chosen = dict.fromkeys(
+        study.cells_of(make_part(tasks={"CartPole-v1": 1}, arms=["baseline", "acpg", "frozen=acpg:"])), "1"
+    )
+    monkeypatch.setattr(study, "choose", lambda scores, part: (chosen, chosen))
+    monkeypatch.setattr(study, "scores_of", lambda *args, keep: None)
+    study.main(args)
+    said = capsys.readouterr()
+    assert said.out == "" and "nothing is left" in said.err and not out.exists()
+
+
+@pytest.mark.parametrize("name, text", [("study.json", ""), ("study.json", "[]"), ("study.json", "{}")])
+def test_a_damaged_record_ends_in_one_line(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    result = run(ROOT / "benchmark" / "small.toml", tmp_path)
+    said = [line for line in result.stderr.splitlines() if "core-hours" not in line]
+    assert result.returncode == 1 and len(said) == 1 and name in said[0], result.stderr
+
+
+def test_the_folder_of_something_else_is_refused(tmp_path):
+    """Nothing of another study's, or of a sweep's, is overwritten."""
+    for name, text, word in (
+        ("study.json", '{"name": "other.toml", "sha256": "", "commit": ""}', "other.toml"),
+    ) + tuple((name, "mine", name) for name in ("report.md", "manifest.json")):
+        out = tmp_path / word
+        out.mkdir()
+        (out / name).write_text(text)
+        result = run(ROOT / "benchmark" / "small.toml", out)
+        assert result.returncode == 1 and word in result.stderr.splitlines()[-1] and (out / name).read_text() == text
 
 
 def test_edges():
@@ -191,7 +295,7 @@ def test_parts_that_only_tune_or_only_report(tmp_path):
     path = tmp_path / "study.toml"
     short = SMALL.replace('primary = ["acpg auc", "frozen final"]', "")
     path.write_text(short.replace(', report = "1-5"', ""))
-    (part,), outcomes, _ = study.read_study(path)
+    (part,), outcomes, *_ = study.read_study(path)
     assert outcomes == [] and study.plan_all([part], sweep.Args(out=tmp_path)).keys() == {("cartpole", "tuning")}
     path.write_text(short.replace('tuning = "101-102", ', "").replace('"1e-6", ', ""))
     (part,), *_ = study.read_study(path)
@@ -204,7 +308,7 @@ def test_primary_outcomes_over_parts(tmp_path, monkeypatch):
     second = SMALL[SMALL.index("[[part]]") :].replace('name = "cartpole"', 'name = "again"')
     second = second.replace('primary = ["acpg auc", "frozen final"]', "")
     path.write_text(f"[[primary]]\noutcome = 'acpg final'\nparts = ['cartpole', 'again']\n{SMALL}{second}")
-    parts, outcomes, _ = study.read_study(path)
+    parts, outcomes, *_ = study.read_study(path)
     assert outcomes[-1] == ("acpg final", parts) and len(outcomes) == 3
     rng = np.random.default_rng(0)
     base = rng.normal(0.5, 0.01, size=20)
@@ -220,7 +324,7 @@ def test_primary_outcomes_over_parts(tmp_path, monkeypatch):
         for env in parts[0].tasks
         for arm, value in (("baseline", "2.5e-3"), ("acpg", "5e-4"), ("frozen", "2.5e-3"))
     }
-    rows = study.primary_rows(outcomes, SimpleNamespace(), {part.name: (own, own) for part in parts})
+    rows = study.primary_rows(outcomes, SimpleNamespace(margin=0.05), {part.name: (own, own) for part in parts})
     assert [row["one_edge"] for row in rows] == [1, 0, 2]
     assert [row["verdict"] for row in rows] == ["ahead", "behind", "ahead"]
     assert [row["difference"] for row in rows] == [pytest.approx(x, abs=0.02) for x in (0.2, -0.3, 0.25)]
@@ -263,7 +367,7 @@ def test_common_seeds_are_the_reports_unless_given(tmp_path):
 
 def test_jobs_keep_stages_and_settings_apart(tmp_path):
     """Arms are called by their value where all values run, and by their name where one was chosen."""
-    (part,), outcomes, thresholds = study.read_study(ROOT / "benchmark" / "small.toml")
+    (part,), outcomes, thresholds, margin = study.read_study(ROOT / "benchmark" / "small.toml")
     args, settings = sweep.Args(out=tmp_path), {("CartPole-v1", "ppo", "frozen"): ["2.5e-3"]}
     job, *_ = study.jobs_of(part, args, "tuning", settings, part.tuning)
     assert job.args["exp_name"] == "ppo_frozen.2.5e-3" and job.args["learning_rate"] == 2.5e-3
@@ -271,7 +375,7 @@ def test_jobs_keep_stages_and_settings_apart(tmp_path):
     jobs = study.jobs_of(part, args, "tuned", settings, part.report)
     assert [job.args["seed"] for job in jobs] == [1, 2, 3, 4, 5] and jobs[0].args["exp_name"] == "ppo_frozen"
     assert jobs[0].args["learning_rate"] == 2.5e-3 and jobs[0].path.is_relative_to(tmp_path / "cartpole" / "tuned")
-    assert thresholds == {} and outcomes == [("acpg auc", [part]), ("frozen final", [part])]
+    assert thresholds == {} and margin == 0.05 and outcomes == [("acpg auc", [part]), ("frozen final", [part])]
 
 
 def test_slurm_submits_the_first_stage_and_a_job_that_goes_on(tmp_path):
@@ -292,6 +396,31 @@ def test_slurm_submits_the_first_stage_and_a_job_that_goes_on(tmp_path):
     assert "--report-only" not in then and "thresholds" not in then
     commands = (tmp_path / "out" / "cartpole" / "tuning" / "slurm" / "commands.txt").read_text()
     assert commands.count("--runs-only") == 12 and "--study" not in commands
+
+
+def test_slurm_neither_submits_twice_nor_without_end(tmp_path, monkeypatch):
+    """Outside a job, nothing while the queue has this study's; in the job that goes on, not what has just failed."""
+    path, told = tmp_path / "study.toml", []
+    path.write_text(SMALL)
+    monkeypatch.setattr(sweep, "submit", lambda args, jobs, then: told.append(len(jobs)))
+    args = sweep.Args(study=path, out=tmp_path / "out", slurm=True)
+    monkeypatch.setattr(sweep, "submitted", lambda out: "7,8")
+    monkeypatch.setattr(study.fcntl, "flock", lambda *_: None)  # which another process would not hold any more
+    with pytest.raises(SystemExit, match="7,8"):
+        study.main(args)
+    assert told == []
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(SystemExit) as end:
+        study.main(args)
+    assert told == [12] and end.value.code == 0
+    (part,), *_ = study.read_study(path)
+    jobs = study.plan_all([part], args)["cartpole", "tuning"]
+    folder = tmp_path / "out" / "cartpole" / "tuning" / "slurm"
+    folder.mkdir(parents=True)
+    (folder / "commands.txt").write_text("".join(sweep.one_command(job) + "\n" for job in jobs))
+    with pytest.raises(SystemExit, match="12 runs failed"):
+        study.main(args)
+    assert told == [12]
 
 
 def test_two_studies_into_one_folder(tmp_path):
@@ -341,7 +470,8 @@ def test_a_common_setting_shares_runs(tmp_path, monkeypatch):
     runs = {}
     for stage, cells in (("tuned", ("a1", "a3", "b1")), ("common", ("b1",))):
         records = [{"args": {"env_id": env, "exp_name": "ppo_acpg", "seed": int(seed)}} for env, seed in cells]
-        runs[stage] = [SimpleNamespace(record=record) for record in records]
+        names = [f"{env}{seed}" for env, seed in cells]
+        runs[stage] = [SimpleNamespace(record=record, name=x) for record, x in zip(records, names, strict=True)]
     written = {}
     monkeypatch.setattr(study.report, "find_runs", lambda folder: (runs[folder.name], {}))
     monkeypatch.setattr(study, "write_packed", lambda path, runs: written.update({path.parent.name: list(runs)}))
@@ -355,8 +485,11 @@ def test_a_common_setting_shares_runs(tmp_path, monkeypatch):
         (tmp_path / "p" / stage).mkdir(parents=True)
         known = {job.path.name: {"status": "finished", "of": stage} for job in given}
         (tmp_path / "p" / stage / "manifest.json").write_text(json.dumps({"runs": known}))
-    study.publish(make_part(), SimpleNamespace(out=tmp_path, thresholds={}), own, dict.fromkeys(own, "1"), jobs)
-    assert written["tuned"] == runs["tuned"]
+    left = SimpleNamespace(record={"args": runs["tuned"][0].record["args"]}, name="a9")  # of an earlier file
+    runs["tuned"].append(left)
+    args = SimpleNamespace(out=tmp_path, thresholds={}, margin=0.05)
+    study.publish(make_part(), args, own, dict.fromkeys(own, "1"), jobs)
+    assert written["tuned"] == runs["tuned"][:-1]
     assert written["common"] == [runs["common"][0], runs["tuned"][0]]
     manifest = json.loads((tmp_path / "p" / "reports" / "common" / "manifest.json").read_text())["runs"]
     assert {name: run["of"] for name, run in manifest.items()} == {"b1": "common", "a1": "tuned"}
