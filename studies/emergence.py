@@ -50,6 +50,7 @@ LAYERS = {"learned": 64, "etf": 64, "random": 64, "random, d = 4": 4}  # and the
 # What counts as collapse. With permuted labels they read .3 to .7, 1 to 19, and .66 to .89 (results/emergence).
 THRESHOLDS = {"alignment": 0.99, "variability_quotient": 0.01, "etf_error": 0.05}
 AC = {"alignment": "AC1", "variability_quotient": "AC2", "etf_error": "AC3"}
+FLOOR = 1e-6  # distances from collapse that figures tell apart
 NAMES = {"learned": "baseline", "etf": "acpg"}  # what such a layer is in the scripts, and in the pictures
 
 
@@ -211,7 +212,8 @@ def judge(metric, values):
 def draw(results, path):
     """The three metrics of every cell and layer, as points with intervals on a logarithmic distance from collapse.
 
-    Of an interval that reaches zero, which such an axis cannot show, only the upper half is drawn, with an arrow."""
+    Of an interval that reaches zero, which such an axis cannot show, only the upper half is drawn, with an arrow. A
+    mean below FLOOR is drawn there, as an arrow's head."""
     from plots import colours_of, plt, save
 
     cells, layers = (list(dict.fromkeys(key[i] for key in results)) for i in (0, 1))
@@ -223,15 +225,16 @@ def draw(results, path):
             values = np.array([row[metric] for row in rows])
             mean, low, high = interval(1 - values if metric == "alignment" else values)
             y = cells.index(cell) - 0.3 + 0.6 * (layers.index(layer) + 0.5) / len(layers)
-            at, style = max(mean, 1e-6), {"color": colours[layer], "linewidth": 4, "alpha": 0.4}
-            axes.plot([low if low > 1e-6 else at, max(high, 1e-6)], [y, y], **style)
-            if not low > 1e-6:
+            at, style = max(mean, FLOOR), {"color": colours[layer], "linewidth": 4, "alpha": 0.4}
+            axes.plot([low if low > FLOOR else at, max(high, FLOOR)], [y, y], **style)
+            if FLOOR < mean and not low > FLOOR:
                 axes.annotate("", (at / 4, y), (at, y), arrowprops={"arrowstyle": "->", "color": colours[layer]})
             label = NAMES.get(layer, layer) if cell == cells[0] else None
-            axes.plot(at, y, "o", color=colours[layer], label=label)
+            axes.plot(at, y, "o" if mean > FLOOR else "<", color=colours[layer], label=label)  # it lies further left
         bound = 1 - THRESHOLDS[metric] if metric == "alignment" else THRESHOLDS[metric]
         axes.axvline(bound, color="grey", linestyle=":")
         axes.set_xscale("log")
+        axes.set_xlim(left=min(FLOOR / 2, axes.get_xlim()[0]) if axes.get_xlim()[0] < 4 * FLOOR else None)
         axes.set_xlabel(f"{name}: " + ("1 - alignment" if metric == "alignment" else metric.replace("_", " ")))
         axes.set_yticks(range(len(cells)), cells)
         axes.grid(alpha=0.25)

@@ -81,7 +81,8 @@ def scores(skewed, shape, arm, rng):
 
 def sweeps(kind, tasks, rng):
     """Draws the scores of a sweep of ten seeds, two lists of arrays (10,), one for each task: synthetic ones of arms
-    that differ in mean and spread, or of `runs`, pairs of those that are committed."""
+    that differ in mean and spread, or of `runs`, pairs of those that are committed. `unequal`: normal ones of five
+    seeds of the first task, which varies the most, and twenty of the others."""
     if kind == "runs":
         table = pd.read_csv(ROOT / "results" / "benchmark" / "report" / "runs.csv")
         groups = list(table.groupby(["env", "algo"]))[:tasks]
@@ -93,6 +94,14 @@ def sweeps(kind, tasks, rng):
             return [x[:, 0] for x in chosen], [x[:, 1] for x in chosen]
 
         return draw
+    if kind == "unequal":
+        sizes = [5, *[20] * (tasks - 1)]
+
+        def draw_unequal():
+            arms = [scores(False, (20, tasks), arm, rng) for arm in (0, 1)]
+            return [[x[:n, k] for k, n in enumerate(sizes)] for x in arms]
+
+        return draw_unequal
     return lambda: [list(scores(kind == "gamma", (10, tasks), arm, rng).T) for arm in (0, 1)]
 
 
@@ -116,7 +125,7 @@ def of_measures(args):
     yield f"| tasks, scores, level | {' | '.join(names)} |"
     yield f"|{'---|' * (1 + len(names))}"
     for tasks in args.tasks:
-        for kind in ("normal", "gamma", "runs"):
+        for kind in ("normal", "gamma", "runs", *["unequal"] * (tasks > 1)):
             for level in (0.95, 1 - 0.05 / len(intervals.FAMILY)):
                 held = of_aggregates(tasks, kind, level, args.trials, args.resamples)
                 what = f"{tasks}, {kind}, {100 * level:.4g} %"
@@ -133,7 +142,8 @@ def main():
     lines = [
         "# How often the intervals hold the truth at ten seeds",
         "",
-        f"Written by `python studies/interval_coverage.py`, of {args.samples} samples and {args.trials} sweeps a row.",
+        f"Written by `python studies/interval_coverage.py --trials {args.trials}`, of {args.samples} samples and "
+        f"{args.trials} sweeps a row. Unequal: five seeds of one task, twenty of the others.",
         "The mean of ten values, nominal 95 %:",
         "",
     ]

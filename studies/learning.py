@@ -184,20 +184,21 @@ def save_rows(path, rows):
 
 def draw(name, path):
     """The learning curve of each run; a panel a task, a colour an arm."""
-    from plots import COLOURS, plt
+    from plots import colours_of, plt
 
     with open(RESULTS / f"{name}_curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     tasks, arms = (list(dict.fromkeys(row["arm"].rpartition(", ")[part] for row in rows)) for part in (0, 2))
-    colours = {"baseline": COLOURS["baseline"], "ACPG": COLOURS["acpg"], "random rows": COLOURS["random"]}
+    names = {arm: {"ACPG": "acpg", "random rows": "random"}.get(arm, arm) for arm in arms}  # as in all figures
+    colours = colours_of(list(names.values()))
     figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3), layout="constrained", squeeze=False)
     for label in dict.fromkeys((row["arm"], row["seed"]) for row in rows):
         task, _, arm = label[0].rpartition(", ")
         axis = axes[0, tasks.index(task)]
         own = [(float(row["step"]) / 1000, float(row["return"])) for row in rows if (row["arm"], row["seed"]) == label]
-        first = arm not in axis.get_legend_handles_labels()[1]
-        colour = colours.get(arm, f"C{arms.index(arm)}")
-        axis.plot(*zip(*own, strict=True), color=colour, label=arm if first else None, linewidth=1)
+        first = names[arm] not in axis.get_legend_handles_labels()[1]
+        label = names[arm] if first else None
+        axis.plot(*zip(*own, strict=True), color=colours[names[arm]], label=label, linewidth=1)
         axis.set(title=task, xlabel="thousand environment steps")
     axes[0, 0].set_ylabel("episodic return")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")

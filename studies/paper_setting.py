@@ -302,8 +302,7 @@ def draw(parts, path):
 
     first = PARTS[next(iter(parts))]
     style()
-    colours = colours_of([arm for arm in arms_of(first) if arm != "start"])
-    colours["start"] = colours_of(["baseline"])["baseline"]  # as it is the baseline of its figure
+    colours = colours_of(arms_of(first))
     size = (1 + 3.2 * len(parts), 0.8 + 2.6 * len(first.envs))
     figure, grid = plt.subplots(len(first.envs), len(parts), figsize=size, squeeze=False, layout="constrained")
     for column, (name, cells) in enumerate(parts.items()):

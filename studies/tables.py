@@ -57,6 +57,9 @@ def benchmark():
     for row in read("benchmark/report/aggregates.csv"):
         if (row["arm"], row["against"]) == ("acpg", "baseline"):
             claim, before = row["claim"] if row["claim"] != before else "", row["claim"]
+            if row["more_is_better"] == "False":  # in favour of ACPG, as in the figure
+                ends = {key: str(-float(row[other])) for key, other in (("low", "high"), ("high", "low"))}
+                row |= ends | {"difference": str(-float(row["difference"])), "measure": row["measure"] + ", decrease"}
             numbers = [short(row["of_against"]), short(row["of_arm"]), between(row)]
             lines.append([claim, row["measure"], *numbers, verdicts[claim] if claim else ""])
     header = ["claim of the paper", "measure", "baseline", "ACPG"]
@@ -340,10 +343,18 @@ PLACE = re.compile(r"<!-- table (.+?) -->\n(.*?)\n?<!-- end -->", re.DOTALL)
 
 
 def fill(text):
-    """The text with its tables as the CSVs have them. Raises KeyError for a name that is none of TABLES."""
-    return PLACE.sub(
-        lambda place: "\n".join([f"<!-- table {place[1]} -->", "", *TABLES[place[1]](), "", "<!-- end -->"]), text
-    )
+    """The text with its tables as the CSVs have them. Raises LookupError for a name that is none of TABLES, or where a
+    mark of a table is none."""
+
+    def one(place):
+        if place[1] not in TABLES:
+            raise LookupError(f"a table {place[1]!r}; there are {', '.join(TABLES)}")
+        return "\n".join([f"<!-- table {place[1]} -->", "", *TABLES[place[1]](), "", "<!-- end -->"])
+
+    filled = PLACE.sub(one, text)
+    if filled.count("<!--") != 2 * len(PLACE.findall(filled)):
+        raise LookupError("a mark that is neither <!-- table NAME --> nor its <!-- end -->")
+    return filled
 
 
 def main():
@@ -354,7 +365,9 @@ def main():
         try:
             filled = fill(text)
         except KeyError as error:
-            sys.exit(f"error: {name} has a table {error}; there are {', '.join(TABLES)}")
+            sys.exit(f"error: a CSV for {name} lacks {error}; run its study again")
+        except LookupError as error:
+            sys.exit(f"error: {name} has {error}")
         except FileNotFoundError as error:
             sys.exit(f"error: {name} has a table of {error.filename}, which is not there; run its study")
         if filled != text:

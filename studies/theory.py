@@ -23,7 +23,7 @@ import tyro
 from scipy.optimize import minimize
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmark")]
 from evaluate import check_numbers  # noqa: E402
 from ppo_acpg import simplex_etf  # noqa: E402
 
@@ -246,16 +246,12 @@ def max_angle_deviation(vectors):
 
 
 def draw(args, advantages, angles, curves, unique):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from emergence import NAMES
+    from plots import colours_of, plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.2), layout="constrained")
     k = len(advantages)
-    left.loglog(
-        args.scales, np.maximum(angles, 1e-3), "o-", color="#0072B2", label="policy gradient, numerical optimum"
-    )
+    left.loglog(args.scales, np.maximum(angles, 1e-3), "o-", color="black", label="policy gradient, numerical optimum")
     if unique and asymptote(advantages) > 0:
         rs = np.array(args.scales) * math.sqrt(k / (k - 1))
         left.loglog(
@@ -264,12 +260,15 @@ def draw(args, advantages, angles, curves, unique):
     left.set(xlabel="logit scale (norm bound 1)", ylabel="angle to the optimal action's weight, degrees")
     left.set_title("one state: " + ", ".join(f"{a:g}" for a in advantages))
     left.legend(frameon=False)
-    colours = {"etf": "#D55E00", "learned": "#0072B2", "random": "#CC79A7"}
+    names = {layer: NAMES.get(layer, layer) for layer in dict.fromkeys(layer for _, layer, _ in curves)}
+    colours = colours_of(list(names.values()))
     for (objective, layer), style in {
-        (o, a): s for o, s in (("pg", "o-"), ("likelihood", "s--")) for a in colours
+        (o, a): s for o, s in (("pg", "o-"), ("likelihood", "s--")) for a in names
     }.items():
         points = [(s, v) for (o, a, s), v in curves.items() if (o, a) == (objective, layer)]
-        right.semilogx(*zip(*points, strict=True), style, color=colours[layer], label=f"{layer}, {objective}")
+        right.semilogx(
+            *zip(*points, strict=True), style, color=colours[names[layer]], label=f"{names[layer]}, {objective}"
+        )
     right.set(xlabel="logit scale (norm bound 1)", ylabel="mean angle of h to its own weight, degrees")
     right.set_title(f"{args.states} states together")
     right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

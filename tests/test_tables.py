@@ -38,6 +38,29 @@ def test_a_number_that_differs_is_found(tmp_path, monkeypatch, capsys):
         tables.main()
 
 
+PLACES = {"README.md": 5, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 1}
+PLACES |= {"docs/action_collapse.md": 1, "results/emergence/README.md": 1}
+
+
+def test_no_table_loses_its_marks(tmp_path, monkeypatch):
+    """A table without them is checked no more: documents have as many as they had, and a misspelt mark fails."""
+    counts = {name: len(tables.PLACE.findall((ROOT / name).read_text())) for name in tables.DOCUMENTS}
+    assert {name: count for name, count in counts.items() if count} == PLACES
+    for text in ("<!-- tabel throughput -->\n\n<!-- end -->", "<!-- table throughput -->", "<!-- end -->"):
+        with pytest.raises(LookupError, match="mark"):
+            tables.fill(text)
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(tables, "DOCUMENTS", ("README.md",))
+    (tmp_path / "README.md").write_text("<!-- table throughput -->\n<!-- end -->")
+    (tmp_path / "throughput").mkdir()
+    for name in ("ppo", "a2c", "minatar"):
+        (tmp_path / "throughput" / f"{name}.csv").write_text("round,ppo_acpg.py\n1,2\n")
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    with pytest.raises(SystemExit, match="README.md lacks 'SB3'"):
+        tables.main()
+
+
 def test_numbers():
     """Rounded once, from the CSV's digits."""
     assert [tables.short(x) for x in ("-0.04849", "0.05449", "24.4321", "-49228.6", "0")] == [
