@@ -885,6 +885,45 @@ def test_the_iqms_shares_are_of_what_it_averages(tmp_path):
     assert "| all | third, of third and baseline | auc | CartPole-v1 ppo 60% |" in text
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """What the functions of plots.py drew, instead of files."""
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    yield drawn
+    for figure in drawn:
+        plots.plt.close(figure)
+
+
+def test_the_verdicts_figure_has_its_rows_signs(figures):
+    row = {"arm": "acpg", "tasks": 1, "claim": "better", "level": 0.95}
+    rows = [row | {"measure": "final return, mean difference", "low": 0.1, "estimate": 0.2, "high": 0.3}]
+    rows += [row | {"measure": "final return, probability of improvement", "low": 0.4, "estimate": 0.6, "high": 0.7}]
+    plots.plot_verdicts(rows, 0.05, plots.colours_of(["acpg"]), None)
+    lines = [list(line.get_xdata()) for line in figures[0].axes[0].lines][:4]
+    for line, expected in zip(lines, ([0.1, 0.3], [0.2], [-0.1, 0.2], [0.1]), strict=True):
+        assert line == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "classes, void", [([2, 2, 2, 2], 1), ([2, 2, 2, 1], 1), ([2, 2, 2, 3], 0), ([math.nan] * 4, 0)], ids=str
+)
+def test_the_panel_is_void_where_no_run_has_three_actions(classes, void, figures):
+    """Said once, whatever the number of arms; and not where nothing is known, as of runs that diverged."""
+    runs = pd.DataFrame({"env": "e", "algo": "ppo", "arm": ["baseline", "baseline", "acpg", "acpg"], "budget": 100})
+    steps = {reading.STEP: np.array([0.0, 100.0])}
+    curves = [steps | {reading.CLASSES: np.array([3, c]), "collapse/etf_error": np.array([0.5, 0.4])} for c in classes]
+    curves = list(map(reading.defined, curves))
+    plots.plot_collapse(runs, curves, np.zeros((4, 100)), "ppo", plots.colours_of(["baseline", "acpg"]), None)
+    texts = [text.get_text() for axes in figures[0].axes for text in axes.texts]
+    assert texts == ["void: two actions"] * void
+
+
+def test_an_arms_colour_does_not_depend_on_the_order():
+    one, other = plots.colours_of(["acpg", "half", "ball"]), plots.colours_of(["ball", "half", "acpg"])
+    assert one == other and len(set(one.values())) == 3
+
+
 @pytest.mark.parametrize("pairs, least", [(1, 1), (5, 2 / 32), (20, 1 / 20001)])
 def test_the_smallest_p(pairs, least):
     assert report.smallest_p(pairs) == pytest.approx(least)
