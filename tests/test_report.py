@@ -869,6 +869,19 @@ def test_the_report_judges_by_its_own_table(tmp_path):
         assert what == intervals.verdict(claim, rows, final, 0.05, True)
 
 
+def test_robustness_asks_the_final_return():
+    """Every run of the arm ends at .7; half of the baseline's fail, and the others end at 1.4. That the area is ahead
+    is no reason to call it more robust."""
+    rows = []
+    for seed in range(20):
+        for arm, final, area in (("baseline", 0.2 if seed % 2 else 1.4, 0.1), ("acpg", 0.7 + seed / 1000, 0.5)):
+            values = {"norm_final": final, "norm_auc": area + seed / 1000, "norm_steps": 1.0}
+            rows.append({"env": "e", "algo": "ppo", "arm": arm, "seed": seed} | values)
+    args, rng = report.Args(None, resamples=2000), np.random.default_rng(0)
+    verdicts = report.judge(pd.DataFrame(rows), ["baseline", "acpg"], {}, rng, args)[1]
+    assert [row[2] for row in verdicts] == ["supported", "not distinguishable", "not supported: it may return less"]
+
+
 def test_a_wider_margin_makes_no_arm_robust():
     assert judged("more robust", [(0.4, 0.5)], final=(-0.2, 0.1), margin=0.3) == "not supported: it may return less"
 
