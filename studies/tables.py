@@ -188,11 +188,13 @@ def collapse(study):
     lines = []
     for arm, rows in by_arm(study).items():
         line = [arm, mean_error([row["trained_classes_present"] for row in rows])]
-        void = all(row["trained_classes_present"] == "2" for row in rows)  # two means are always an ETF
         for metric in METRICS:
             for kind in kinds(metric):
-                nothing = void and metric == "etf_error"
-                line.append("void" if nothing else mean_error([row[f"{kind}_{metric}"] for row in rows]))
+                known = rows
+                if metric == "etf_error":  # two means are always an ETF
+                    when = "untrained" if kind == "untrained" else "trained"
+                    known = [row for row in rows if row[f"{when}_classes_present"] != "2"]
+                line.append(mean_error([row[f"{kind}_{metric}"] for row in known]) if known else "void")
         lines.append(line)
     names = {"untrained": "untrained", "null": "null"}
     header = [names.get(kind, f"`{metric}`") for metric in METRICS for kind in kinds(metric)]

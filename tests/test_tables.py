@@ -1,5 +1,6 @@
 """The tables of README and docs are what the committed CSVs say."""
 
+import csv
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -91,6 +92,21 @@ def test_tables_of_learning(tmp_path, monkeypatch):
     cells = tables.collapse("report-ppo")[-1].split(" | ")
     assert cells[:4] == ["| CartPole-v1, ACPG", "2 +- 0", "undefined", "undefined"]
     assert cells[6:8] == ["0.6 +- 0.1", "0.05 +- 0"] and cells[8:11] == ["void"] * 3  # of two classes
+
+
+def test_runs_of_two_actions_say_nothing_of_the_etf_error(tmp_path, monkeypatch):
+    """Whose zeros would else be averaged in; trained and untrained networks may differ in it."""
+    metrics = [f"{kind}_{metric}" for kind in ("trained", "untrained", "null") for metric in tables.METRICS]
+    rows = [{"arm": "a", "trained_classes_present": c, "untrained_classes_present": u} for c, u in ("33", "32", "23")]
+    values = [dict.fromkeys(metrics, value) for value in ("0.4", "0.6", "0")]
+    (tmp_path / "learning").mkdir()
+    with open(tmp_path / "learning" / "s.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0] | values[0]))
+        writer.writeheader()
+        writer.writerows(row | own for row, own in zip(rows, values, strict=True))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    cells = tables.collapse("s")[2].split(" | ")
+    assert cells[8:11] == ["0.5 +- 0.1", "0.2 +- 0.2", "0.5 +- 0.1"]
 
 
 def test_the_table_of_the_default(tmp_path, monkeypatch):
