@@ -33,6 +33,11 @@ def colours_of(arms):
     return {arm: colours[arm] for arm in arms}
 
 
+def short(env):
+    """The environment's id without its module."""
+    return env.rpartition(":")[2]
+
+
 def style():
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
     plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False})
@@ -70,7 +75,7 @@ def plot_curves(runs, returns, thresholds, colours, path):
                 band(axes, steps, returns[group.index], colours[arm], arm)
             if thresholds[env] is not None:
                 axes.axhline(thresholds[env], color="grey", linestyle=":", linewidth=1, label="reward threshold")
-            axes.set_title(f"{env}, {algo}")
+            axes.set_title(f"{short(env)}, {algo}")
             axes.set_ylabel("episodic return" if j == 0 else "")
             axes.set_xlabel("thousand environment steps" if i == len(algos) - 1 else "")
     save(figure, path)
@@ -115,16 +120,17 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
                 axes.plot(
                     0, untrained, "D", color=colours[arm], fillstyle="none", label=f"{arm}, untrained", clip_on=False
                 )
-        grid[i][0].set_ylabel(f"{env}\nepisodic return")
+        grid[i][0].set_ylabel(f"{short(env)}\nepisodic return")
         shown = cell.index[(cell.env == env) & cell.arm.isin(arms)]
         classes = logged(curves, shown, CLASSES, -1)
         for axes, metric in zip(grid[i][1:], PANELS, strict=True):
             axes.set_ylabel(COLLAPSE[metric])
             if metric == "etf_error":
-                axes.set_ylim(-0.05, 1.05)
+                axes.set_ylim(-0.05, max(1.05, axes.get_ylim()[1]))
                 if classes and max(classes) <= 2:
                     axes.text(0.5, 0.5, "void: two actions", ha="center", transform=axes.transAxes)
         for axes in grid[i]:
+            axes.set_xlim(grid[i][0].get_xlim())
             axes.set_xlabel("thousand environment steps" if i == len(envs) - 1 else "")
     save(figure, path)
 
