@@ -106,6 +106,7 @@ def test_stable_baselines3_runs_with_the_scripts_hyperparameters(algorithm, env_
     assert int((tmp_path / "steps").read_text()) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [ppo_baseline, a2c_baseline])
 def test_on_images_stable_baselines3_has_the_scripts_networks(script):
     """As many parameters of the same shapes, but the order."""
