@@ -22,8 +22,10 @@ import reading
 import report
 
 
-def write_run(folder, env_id="CartPole-v1", algo="ppo", arm="baseline", seed=1, level=300.0, steps=10000, **more):
-    """A finished run whose return rises linearly from 0 to `level`."""
+def write_run(
+    folder, env_id="CartPole-v1", algo="ppo", arm="baseline", seed=1, level=300.0, steps=10000, start=0.0, **more
+):
+    """A finished run whose return goes linearly from `start` to `level`."""
     path = folder / "runs" / f"{env_id}__{algo}_{arm}__{seed}"
     path.mkdir(parents=True)
     args = {"env_id": env_id, "exp_name": f"{algo}_{arm}", "seed": seed, "total_timesteps": steps, "env_kwargs": "{}"}
@@ -32,7 +34,7 @@ def write_run(folder, env_id="CartPole-v1", algo="ppo", arm="baseline", seed=1, 
     record |= {"global_step": steps, "final_return": level} | more
     (path / "run.json").write_text(json.dumps(record))
     grid = np.linspace(0, steps, 51)
-    curve = pd.DataFrame({"global_step": grid, "charts/episodic_return": np.linspace(0, level, 51)})
+    curve = pd.DataFrame({"global_step": grid, "charts/episodic_return": np.linspace(start, level, 51)})
     curve.loc[0, "charts/episodic_return"] = np.nan
     for metric in plots.COLLAPSE:
         curve[f"collapse/{metric}"], curve[f"collapse_null/{metric}"] = np.linspace(0.2, 0.8, 51), 0.1

@@ -161,11 +161,12 @@ def test_from_runs_to_files(tmp_path):
     rng = np.random.default_rng(0)
     part = next(part for part in study.read_study(ROOT / "benchmark" / "tuned.toml")[0] if part.name == "tasks")
     command = [sys.executable, str(ROOT / "studies" / "tuned.py"), "--out", str(tmp_path)]
+    means = {"CartPole-v1": 175.0, "Acrobot-v1": -400.0, "LunarLander-v3": -100.0, "FrozenLake-v1": 0.0}
+    means["environments.discretized:LunarLander25-v0"] = -100.0  # of the random policy
     for stage, seeds in (("tuned", range(1001, 1011)), ("grid", range(2001, 2005))):
         (tmp_path / "tasks" / stage).mkdir(parents=True)
-        entries = {f"{env} {{}} None": {"threshold": 0.7 if env == "FrozenLake-v1" else 300} for env in part.tasks}
-        known = {"mean": 0.0, "standard_error": 0.0, "episodes": 100, "seed": 0}
-        text = json.dumps({key: entry | known for key, entry in entries.items()})
+        known = {"standard_error": 0.0, "episodes": 100, "seed": 0}  # the thresholds are the environments' own
+        text = json.dumps({f"{env} {{}} None": known | {"mean": mean} for env, mean in means.items()})
         (tmp_path / "tasks" / stage / "references.json").write_text(text)
         for env in part.tasks:
             scale = 0.5 if env == "FrozenLake-v1" else 100
@@ -173,8 +174,8 @@ def test_from_runs_to_files(tmp_path):
                 for k, value in enumerate(part.values if stage == "grid" else [""]):
                     name = f"{arm}.{value}" if value else arm
                     for seed in seeds:
-                        level = scale * (1 + (k == 2) + 0.3 * (arm == "acpg") + rng.normal(0, 0.05))
-                        write_run(tmp_path / "tasks" / stage, env, "ppo", name, seed, level)
+                        level = means[env] + scale * (1 + (k == 2) + 0.3 * (arm == "acpg") + rng.normal(0, 0.05))
+                        write_run(tmp_path / "tasks" / stage, env, "ppo", name, seed, level, start=means[env])
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert (tmp_path / "shift.csv").exists() == (tmp_path / "rates.png").exists() == (stage == "grid")
