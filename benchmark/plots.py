@@ -127,7 +127,7 @@ def plot_collapse(runs, curves, returns, algo, colours, path):
             axes.set_ylabel(COLLAPSE[metric])
             if metric == "etf_error":
                 axes.set_ylim(-0.05, max(1.05, axes.get_ylim()[1]))
-                if classes and max(classes) <= 2:
+                if classes and max(classes) == 2:
                     axes.text(0.5, 0.5, "void: two actions", ha="center", transform=axes.transAxes)
         for axes in grid[i]:
             axes.set_xlim(grid[i][0].get_xlim())

@@ -285,14 +285,15 @@ def pack_record(record):
 
 def pack_curves(run):
     """Text of a run's curves by tag: the first row, POINTS equally spaced steps of the budget, and the last row."""
-    budget, steps = run.record["args"]["total_timesteps"], run.curves[STEP]
+    budget, curves = run.record["args"]["total_timesteps"], defined(run.curves)  # else it would be interpolated over
+    steps = curves[STEP]
     grid = np.linspace(budget / POINTS, budget, POINTS)
     inside = (grid > steps[0]) & (grid < steps[-1])
     result = {STEP: [steps[0], *grid[inside], *steps[1:][-1:]]}
     for tag in PACKED_TAGS:
-        if tag in run.curves:
-            values = run.curves[tag]
-            result[tag] = [values[0], *on_grid(run.curves, tag, budget)[inside], *values[1:][-1:]]
+        if tag in curves:
+            values = curves[tag]
+            result[tag] = [values[0], *on_grid(curves, tag, budget)[inside], *values[1:][-1:]]
     digits = {STEP: 12, RETURN: 6}
     return {tag: " ".join(f"{x:.{digits.get(tag, 4)}g}" for x in values) for tag, values in result.items()}
 
@@ -344,7 +345,7 @@ def on_grid(curves, tag, budget):
     values = curves.get(tag)
     if values is None or not (known := np.isfinite(values)).any():
         return np.full(POINTS, np.nan)
-    if tag.startswith(GROUPS) and CLASSES in curves:
+    if tag.startswith(GROUPS) and CLASSES in curves and np.isfinite(curves[CLASSES]).any():
         known = np.isfinite(curves[CLASSES])
     return np.interp(np.linspace(budget / POINTS, budget, POINTS), curves[STEP][known], values[known])
 

@@ -15,6 +15,7 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import gymnasium as gym
 import numpy as np
@@ -411,7 +412,7 @@ def judge(scores, arms, lost, rng, args):
         pairs, had, planned = paired_tasks(scores, arm, "baseline"), pairs_of(scores, arm), pairs_of(scores, arm, lost)
         if aside := [" ".join(key) for key in planned if key not in pairs]:
             left_out[arm] = aside
-        few = [key for key in planned if len(had[key]) < VERDICT_SEEDS <= len(planned[key])]
+        few = [key for key in planned if len(had.get(key, ())) < VERDICT_SEEDS <= len(planned[key])]
         final = next((row for row in rows if row["measure"].startswith("final return, mean")), None)
         learns = any((treated.norm_final >= 0.5).any() for _, treated in pairs.values())
         fewest = min((len(base) for base, _ in pairs.values()), default=0)
@@ -430,14 +431,25 @@ def judge(scores, arms, lost, rng, args):
 
 
 def lost_seeds(runs, problems):
-    """{(env, algo, arm): seeds} of the runs that are missing, as their names say."""
-    envs = dict(zip((name.rsplit("__", 2)[0] for name in runs.name), runs.env, strict=True))
-    lost = {}
+    """{(env, algo, arm): seeds} of the runs that are missing, as their names say; none of environments without scores.
+    An environment of which no run is there goes by what its runs' names have for it."""
+    lost, envs, unscored = {}, {}, set(runs.env) - set(runs.env[runs.norm_final.notna()])
+    for row in runs.itertuples():
+        envs[row.name.removesuffix(f"__{quoted(f'{row.algo}_{row.arm}')}__{row.seed}")] = row.env
+    arms = {quoted(f"{algo}_{arm}"): (algo, arm) for algo in runs.algo.unique() for arm in runs.arm.unique()}
     for name in problems:
-        env, *rest = name.rsplit("__", 2)
-        if env in envs and len(rest) == 2 and rest[1].isdecimal():
-            lost.setdefault((envs[env], *rest[0].split("_", 1)), set()).add(int(rest[1]))
+        start, _, seed = name.rpartition("__")
+        known = [word for word in arms if start.endswith(f"__{word}")]
+        env, word = (start.removesuffix(f"__{known[0]}"), known[0]) if known else start.rpartition("__")[::2]
+        algo, arm = arms.get(word, (*word.split("_", 1), "")[:2])
+        if seed.isdecimal() and (env := envs.get(env, env)) not in unscored:
+            lost.setdefault((env, algo, arm), set()).add(int(seed))
     return lost
+
+
+def quoted(text):
+    """As the scripts write what they name a run after."""
+    return quote(text, safe="=").replace("%", "=")
 
 
 def pairs_of(scores, arm, lost=None):
@@ -446,7 +458,8 @@ def pairs_of(scores, arm, lost=None):
     own = scores[scores.arm.isin(["baseline", arm])]
     had = {key: set(group.seed) for key, group in own.groupby(["env", "algo", "arm"])}
     seeds = lambda key, name: had.get((*key, name), set()) | (lost or {}).get((*key, name), set())  # noqa: E731
-    return {key: seeds(key, "baseline") & seeds(key, arm) for key in own.groupby(["env", "algo"]).groups}
+    tasks = {key[:2]: None for key in (*had, *(lost or {})) if key[2] in ("baseline", arm)}
+    return {key: seeds(key, "baseline") & seeds(key, arm) for key in sorted(tasks)}
 
 
 def seeds_of(row):

@@ -12,9 +12,9 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -43,6 +43,7 @@ from reading import (
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = 8000  # steps a second and core, for the estimate of what a study costs
 MARGIN = 0.05  # normalised differences within it count as none, unless the file has another
+CHAIN = "ACPG_STUDY_GOES_ON"  # set in the SLURM job that waits for a stage's runs and submits the next
 PRIMARY = {"final": "final return", "auc": "area under the curve", "grid": "mean over the grid, area under the curve"}
 
 
@@ -102,7 +103,7 @@ def read_study(path):
         fail("--study needs Python 3.11 or later, which reads TOML")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of text that is no UTF-8, no TOML, or a number too long
         fail(f"--study {path}: {' '.join(str(error).split())}")
     parts = content.get("part")
     if unknown := set(content) - {"part", "primary", "threshold", "margin"}:
@@ -137,7 +138,8 @@ def read_study(path):
 
 
 def is_moderate(value):
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e300
+    """Whether it is a finite number that is not huge; an int may have any number of digits."""
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def is_list_of_text(value):
@@ -204,6 +206,8 @@ def read_part(table, where):
     used = [set().union(*found.get(kind, {}).values()) for kind in ("tuning", "report", "common", "grid")]
     if twice := used[0] & set().union(*used[1:]):
         fail(f"{where}: seeds {', '.join(map(str, sorted(twice)))} are for tuning and for the report; keep them apart")
+    if "grid" in seeds and "report" not in seeds:
+        fail(f"{where}: seeds of the grid need seeds of the report")
     if "common" in seeds and len(grid["values"]) == 1:
         fail(f"{where}: seeds has common, the setting of all tasks, which a grid of one value has anyway")
     rest = {key: table[key] for key in ("algos", "extra", "primary") if key in table}
@@ -269,7 +273,11 @@ def run(part, args, stage, jobs):
         return []
     own = dataclasses.replace(args, out=folder)
     print(f"part {part.name}, {stage}", flush=True)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     failed = sweeps.sweep(own, jobs, packed)
+    for number, handler in handlers.items():  # there is more to do, which a signal is to end
+        signal.signal(number, handler)
     sweeps.write_manifest(folder, jobs, packed)
     return failed
 
@@ -670,6 +678,12 @@ def main(args):
         except BlockingIOError:
             fail(f"--out {args.out}: another study is writing there; wait for it or choose another folder")
         args.begun = begin(path, args.out, args.sha256)
+    if args.slurm and CHAIN not in os.environ:  # by hand: what an earlier chain tried is tried anew
+        for record in args.out.glob("*/*/slurm/commands.txt"):
+            if ids := sweeps.submitted(record.parent.parent):
+                fail(f"--out {args.out}: SLURM's jobs {ids} are at work on it; wait for them")
+        for record in args.out.glob("*/*/slurm/commands.txt"):
+            record.unlink()
     chosen, failed, args.planned = {}, [], {}
     for part in parts:
         own = common = dict.fromkeys(cells_of(part), part.values[0])
@@ -716,14 +730,13 @@ def stage(part, args, name, jobs):
         return []
     if missing and args.slurm:
         again = dataclasses.replace(args, print=False)
-        if "SLURM_JOB_ID" in os.environ:  # the job that waited for the last array, in which they may have failed
-            commands = folder / "slurm" / "commands.txt"
-            if commands.exists() and commands.read_text().splitlines() == [sweeps.one_command(job) for job in missing]:
-                return missing
-        elif ids := sweeps.submitted(folder):
-            fail(f"--out {args.out}: SLURM's jobs {ids} are at work on it; wait for them")
+        commands = folder / "slurm" / "commands.txt"
+        if commands.exists() and commands.read_text().splitlines() == [sweeps.one_command(job) for job in missing]:
+            sweeps.write_manifest(folder, jobs, packed)
+            return missing  # the array that this job waited for has not done them
         own = dataclasses.replace(args, out=folder, runs_only=True)
         own.out.mkdir(parents=True, exist_ok=True)
-        sweeps.submit(own, missing, [sys.executable, str(ROOT / "benchmark" / "sweep.py"), *sweeps.as_flags(again)])
+        then = ["env", f"{CHAIN}=1", sys.executable, str(ROOT / "benchmark" / "sweep.py"), *sweeps.as_flags(again)]
+        sweeps.submit(own, missing, then)
         sys.exit(0)
     return run(part, args, name, jobs) if jobs else []

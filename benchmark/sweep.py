@@ -425,10 +425,10 @@ def sweep(args, jobs, packed):
     before = f"{len(jobs) - len(todo)} of them finished before"
     print(f"{len(jobs)} runs, {before}, {args.jobs} at a time, into {args.out}", flush=True)
     start, failed, done, done_steps = time.monotonic(), [], len(jobs) - len(todo), 0
-    runner, handlers = Runner(packed), {}
+    runner = Runner(packed)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's stays
-            handlers[number] = signal.signal(number, runner.stop)
+            signal.signal(number, runner.stop)
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {pool.submit(runner.run, job): job for job in todo}
         for future in as_completed(futures):
@@ -453,8 +453,6 @@ def sweep(args, jobs, packed):
         if not args.runs_only:
             write_manifest(args.out, jobs, packed)
         sys.exit(128 + runner.signal)
-    for number, handler in handlers.items():  # a study has more to do
-        signal.signal(number, handler)
     return failed
 
 

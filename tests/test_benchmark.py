@@ -57,14 +57,6 @@ def in_process(*flags):
     return None, stdout.getvalue()
 
 
-def test_a_sweep_leaves_signals_as_they_were(tmp_path):
-    """A study goes on after it: what comes then must not be taken for a signal to a sweep that is over."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    assert sweep_module.sweep(sweep_module.Args(out=tmp_path), [], {}) == []
-    assert [signal.getsignal(number) for number in numbers] == before
-
-
 def commands(*flags):
     """What --print lists, as lists of words."""
     error, stdout = in_process("--print", *flags)

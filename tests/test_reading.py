@@ -334,3 +334,22 @@ def test_the_report_lists_what_is_not_a_run(tmp_path):
     result = make_report(tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"- foreign: {foreign} lacks acpg_run" in (tmp_path / "report.md").read_text()
+
+
+def test_packing_makes_nothing_of_what_is_undefined():
+    """The ETF error between measurements with two actions is no value, packed or not."""
+    classes = np.array([2.0, 2, 3, 4, 1, 4, 4, 2, 4, 4])
+    curves = {reading.STEP: np.arange(1.0, 11) * 1000, reading.RETURN: np.ones(10), reading.CLASSES: classes}
+    curves["collapse/etf_error"] = np.where(classes > 2, 0.5, 0.0)
+    record = {"args": {"total_timesteps": 10000}}
+    packed = reading.pack_curves(reading.Run("x", None, record, curves))
+    again = {tag: np.array(text.split(" "), dtype=float) for tag, text in packed.items()}
+    one, other = (reading.on_grid(reading.defined(c), "collapse/etf_error", 10000) for c in (curves, again))
+    assert np.isnan(one).sum() > 40 and (np.isnan(one) == np.isnan(other))[:-1].all()
+    assert np.nanmin(other) == np.nanmax(other) == 0.5
+
+
+def test_a_column_of_classes_without_values():
+    curves = {reading.STEP: np.array([0.0, 100]), reading.CLASSES: np.full(2, np.nan)}
+    curves["collapse/alignment"] = np.array([0.2, 0.4])
+    assert reading.on_grid(curves, "collapse/alignment", 100)[-1] == pytest.approx(0.4)

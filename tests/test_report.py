@@ -18,6 +18,7 @@ from scipy import stats
 import interval_coverage
 import intervals
 import plots
+import ppo_baseline
 import reading
 import report
 
@@ -830,6 +831,23 @@ def test_missing_runs_are_no_reason_to_leave_a_lost_task_out(tmp_path):
     assert "acpg: fewer than 5 pairs, and so left out: LunarLander-v3 ppo" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.parametrize("arm", ["acpg", "my__arm", "h\u00e9"])
+def test_missing_runs_are_found_by_their_names(arm, tmp_path):
+    """Whatever the arm is called; and where no run of a task is left at all, only the manifest knows of it."""
+    names = []
+    for seed in range(6):
+        for name, level in (("baseline", 200.0), (arm, 400.0)):
+            write_run(tmp_path, arm=name, seed=seed, level=level + seed)
+            names += [ppo_baseline.run_name(env, f"ppo_{name}", seed) for env in ("CartPole-v1", "LunarLander-v3")]
+            path = tmp_path / "runs" / f"CartPole-v1__ppo_{name}__{seed}"
+            path.rename(path.with_name(ppo_baseline.run_name("CartPole-v1", f"ppo_{name}", seed)))
+    known = {name: {"flags": "", "status": "failed" if "Lunar" in name else "finished"} for name in names}
+    (tmp_path / "manifest.json").write_text(json.dumps({"runs": known}))
+    reference(tmp_path, CartPole=20.0, LunarLander=-185.0)
+    result = make_report(tmp_path)
+    assert result.stdout.count("none: missing runs leave fewer than 5 pairs on 1 tasks") == 3, result.stdout
+
+
 def test_an_arm_must_learn_where_it_is_compared(tmp_path):
     """One run elsewhere that learns, without a pair, does not make it an arm that does."""
     for seed in range(8):
@@ -921,7 +939,9 @@ def test_the_verdicts_figure_has_its_rows_signs(figures):
 
 
 @pytest.mark.parametrize(
-    "classes, void", [([2, 2, 2, 2], 1), ([2, 2, 2, 1], 1), ([2, 2, 2, 3], 0), ([math.nan] * 4, 0)], ids=str
+    "classes, void",
+    [([2, 2, 2, 2], 1), ([2, 2, 2, 1], 1), ([1, 1, 1, 1], 0), ([2, 2, 2, 3], 0), ([math.nan] * 4, 0)],
+    ids=str,
 )
 def test_the_panel_is_void_where_no_run_has_three_actions(classes, void, figures):
     """Said once, whatever the number of arms; and not where nothing is known, as of runs that diverged."""

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -60,6 +61,9 @@ def run(path, out, *more):
         ("[[part]]", "[threshold]\n'CartPole-v1' = inf\n[[part]]", "[threshold]"),
         ("[[part]]", "margin = 0\n[[part]]", "margin"),
         ("[[part]]", "margin = true\n[[part]]", "margin"),
+        ("[[part]]", f"margin = {'9' * 400}\n[[part]]", "margin"),
+        ("[[part]]", f"margin = {'9' * 5000}\n[[part]]", "toml"),
+        ("[[part]]", f"[threshold]\n'CartPole-v1' = {'9' * 400}\n[[part]]", "[threshold]"),
         ("[[part]]", "margin = " + "[" * 5000 + "]" * 5000 + "\n[[part]]", "toml"),
         ('arms = ["baseline", "acpg"', 'arms = [1, 2, "acpg"', "arms"),
         ('arms = ["baseline", "acpg"', 'arms = ["baseline", ["acpg"]', "arms"),
@@ -236,6 +240,19 @@ def test_print_only_prints(tmp_path, monkeypatch, capsys):
     assert said.out == "" and "nothing is left" in said.err and not out.exists()
 
 
+def test_a_study_leaves_signals_as_they_were(tmp_path):
+    """There is more to do after a stage: what comes then must not be taken for a signal to a sweep that is over."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    job = SimpleNamespace(record=lambda packed: None, path=tmp_path / "x", args={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "refuse_other_settings", lambda *_: None)
+        patch.setattr(sweep, "write_manifest", lambda *_: None)
+        patch.setattr(sweep, "sweep", lambda *_: [signal.signal(number, lambda *_: None) for number in numbers] and [])
+        assert study.run(make_part(), sweep.Args(out=tmp_path), "tuned", [job]) == []
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 @pytest.mark.parametrize("name, text", [("study.json", ""), ("study.json", "[]"), ("study.json", "{}")])
 def test_a_damaged_record_ends_in_one_line(name, text, tmp_path):
     (tmp_path / name).write_text(text)
@@ -404,23 +421,27 @@ def test_slurm_neither_submits_twice_nor_without_end(tmp_path, monkeypatch):
     path.write_text(SMALL)
     monkeypatch.setattr(sweep, "submit", lambda args, jobs, then: told.append(len(jobs)))
     args = sweep.Args(study=path, out=tmp_path / "out", slurm=True)
-    monkeypatch.setattr(sweep, "submitted", lambda out: "7,8")
+    queue = ["7,8"]
+    monkeypatch.setattr(sweep, "submitted", lambda out: queue[0])
     monkeypatch.setattr(study.fcntl, "flock", lambda *_: None)  # which another process would not hold any more
-    with pytest.raises(SystemExit, match="7,8"):
-        study.main(args)
-    assert told == []
-    monkeypatch.setenv("SLURM_JOB_ID", "8")
-    with pytest.raises(SystemExit) as end:
-        study.main(args)
-    assert told == [12] and end.value.code == 0
     (part,), *_ = study.read_study(path)
+    args.out = args.out.resolve()
     jobs = study.plan_all([part], args)["cartpole", "tuning"]
     folder = tmp_path / "out" / "cartpole" / "tuning" / "slurm"
     folder.mkdir(parents=True)
     (folder / "commands.txt").write_text("".join(sweep.one_command(job) + "\n" for job in jobs))
+    with pytest.raises(SystemExit, match="7,8"):
+        study.main(args)
+    assert told == []
+    monkeypatch.setenv(study.CHAIN, "1")
     with pytest.raises(SystemExit, match="12 runs failed"):
         study.main(args)
-    assert told == [12]
+    assert told == [] and len(json.loads((folder.parent / "manifest.json").read_text())["runs"]) == 12
+    monkeypatch.delenv(study.CHAIN)
+    queue[0] = ""  # by hand, when nothing is queued, all is tried anew
+    with pytest.raises(SystemExit) as end:
+        study.main(args)
+    assert told == [12] and end.value.code == 0 and not (folder / "commands.txt").exists()
 
 
 def test_two_studies_into_one_folder(tmp_path):
