@@ -95,6 +95,13 @@ def test_what_is_wrong_is_named(old, new, word, tmp_path, monkeypatch):
     assert not out.exists()
 
 
+def test_one_value_has_no_common_setting(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(SMALL.replace('["1e-6", "2.5e-3"]', '["2.5e-3"]').replace('"1-5"', '"1-5", common = "1-3"'))
+    with pytest.raises(SystemExit, match="seeds has common"):
+        study.read_study(path)
+
+
 @pytest.mark.parametrize("flags", [("--quick",), ("--envs", "CartPole-v1"), ("--seeds", "3"), ("--jobs", "0")])
 def test_options_that_the_file_decides(flags, tmp_path):
     result = run(ROOT / "benchmark" / "small.toml", tmp_path / "out", *flags)
