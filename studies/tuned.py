@@ -196,13 +196,14 @@ def shift_rows(task, base, treated, rates, rng, resamples=1000):
 # Reading
 
 
-def read_part(part, args, thresholds):
-    """{stage: run table} of a part, as far as it has been run."""
+def read_part(part, args, thresholds, plans):
+    """{stage: run table} of a part, as far as it has been run: of those runs that the study's file asks for."""
     found = {}
-    for stage in ("tuning", "tuned", "grid"):
-        folder = args.out / part.name / stage
-        if report.find_runs(folder)[0] if folder.is_dir() else ():
-            found[stage] = study.scores_of(folder, thresholds)
+    for stage, what in (("tuning", "tuning"), ("tuned", "report"), ("grid", "grid")):
+        folder, names = args.out / part.name / stage, {job.path.name for job in plans.get((part.name, what), [])}
+        runs = report.find_runs(folder)[0] if folder.is_dir() else []
+        if any(run.name in names for run in runs):
+            found[stage] = study.scores_of(folder, thresholds, names)
     return found
 
 
@@ -269,8 +270,9 @@ def save_rows(path, rows):
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     parts, _, thresholds, _ = study.read_study(ROOT / "benchmark" / "tuned.toml")
+    plans = study.plan_all(parts, study.sweeps.Args(out=args.out))
     try:
-        scores = {part.name: read_part(part, args, thresholds) for part in parts}
+        scores = {part.name: read_part(part, args, thresholds, plans) for part in parts}
     except Damaged as error:
         fail(f"{error}; remove or restore it")
     if not any(scores.values()):

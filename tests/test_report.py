@@ -27,7 +27,7 @@ def write_run(
     folder, env_id="CartPole-v1", algo="ppo", arm="baseline", seed=1, level=300.0, steps=10000, start=0.0, **more
 ):
     """A finished run whose return goes linearly from `start` to `level`."""
-    path = folder / "runs" / f"{env_id}__{algo}_{arm}__{seed}"
+    path = folder / "runs" / ppo_baseline.run_name(env_id, f"{algo}_{arm}", seed)
     path.mkdir(parents=True)
     args = {"env_id": env_id, "exp_name": f"{algo}_{arm}", "seed": seed, "total_timesteps": steps, "env_kwargs": "{}"}
     args |= {"max_episode_steps": None, "learning_rate": 1e-3, "run_dir": str(path)} | more.pop("args", {})

@@ -176,6 +176,9 @@ def test_from_runs_to_files(tmp_path):
                     for seed in seeds:
                         level = means[env] + scale * (1 + (k == 2) + 0.3 * (arm == "acpg") + rng.normal(0, 0.05))
                         write_run(tmp_path / "tasks" / stage, env, "ppo", name, seed, level, start=means[env])
+        for arm in ("acpg", "acpg.8e-3"):  # far ahead, of a seed that the file does not name
+            write_run(tmp_path / "tasks" / stage, "CartPole-v1", "ppo", arm, 7, 1e5)
+            write_run(tmp_path / "tasks" / stage, "CartPole-v1", "ppo", arm.replace("acpg", "baseline"), 7, 9.0)
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert (tmp_path / "shift.csv").exists() == (tmp_path / "rates.png").exists() == (stage == "grid")
