@@ -502,6 +502,41 @@ def test_slurm(fragile, tmp_path):
     assert all(run["wall_time"] > 0 for run in runs.values() if run["status"] == "finished")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(bool(slurm_node.why_not()), reason=slurm_node.why_not() or "-")
+def test_a_study_on_slurm(fragile, tmp_path):
+    """A chain of arrays to the reports' end on a real SLURM: a part whose tuning fails stops alone and without a loop,
+    the next goes on; submitted by hand again, the study tries only what has failed."""
+    part = """
+[[part]]
+name = "{name}"
+arms = ["baseline", "{name}=acpg"]
+grid = {{ flag = "--learning-rate", values = ["1e-3", "1e-2"] }}
+tasks = {{ "{env}" = 1024 }}
+seeds = {{ tuning = "101", report = "1" }}
+"""
+    path, out = tmp_path / "study.toml", tmp_path / "out"
+    text = part.format(name="bad", env=fragile) + part.format(name="fine", env="CartPole-v1")
+    path.write_text(f"[threshold]\n'{fragile}' = 100\n{text}")
+    command = ["bash", str(ROOT / "benchmark.sh"), "--study", str(path), "--out", str(out), "--slurm"]
+    with slurm_node.slurm(tmp_path / "slurm") as env:
+        made = []
+        for submitted in ("submitted 4 runs", "submitted 2 runs"):
+            result = subprocess.run(command, env=ENV | env, capture_output=True, text=True)
+            assert result.returncode == 0 and submitted in result.stdout, result.stderr
+            deadline = time.monotonic() + 400
+            while subprocess.run(["squeue", "-h"], env=env, capture_output=True, text=True).stdout:
+                assert time.monotonic() < deadline
+                time.sleep(1)
+            made.append({stage: starts(out / stage) for stage in ("bad/tuning", "fine/tuning", "fine/tuned")})
+            assert [len(runs) for runs in made[-1].values()] == [2, 4, 2]
+            logs = [log.read_text() for log in out.glob("*/*/logs/slurm-report.out")]
+            assert any("2 runs failed: fragile" in log for log in logs), logs
+            assert (out / "fine" / "reports" / "tuned" / "report.md").exists()
+            assert not (out / "bad" / "reports").exists() and not (out / "bad" / "tuned").exists()
+        assert made[0] == made[1]  # nothing that was finished is made again
+
+
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="sbatch is installed")
 def test_without_slurm(tmp_path):
     status, _, stderr = sweep("--out", tmp_path / "out", *ONE, "--slurm")
