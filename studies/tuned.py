@@ -218,8 +218,9 @@ def collapse_rows(part, args, scores):
         for metric in ("alignment", "variability_quotient", "etf_error"):
             known = group[group[metric].notna()]
             row = {"part": part.name, "env": env, "algo": algo, "arm": arm, "metric": metric, "runs": len(known)}
-            if len(known) >= 8:
-                r = np.corrcoef([stats.rankdata(known[column]) for column in (metric, "final", "auc")])
+            ranks = np.array([stats.rankdata(known[column]) for column in (metric, "final", "auc")])
+            if len(known) >= 8 and np.ptp(ranks, axis=1).all():  # else all runs are alike in one of them
+                r = np.corrcoef(ranks)
                 rest = np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
                 row |= {"correlation": r[0, 1]}
                 if rest > 1e-6:  # else the one's ranks are those of the area
@@ -253,7 +254,8 @@ def plot_rates(grids, rates, path):
             if not main:
                 continue
             half = [stats.t.ppf(0.975, len(c) - 1) * stats.sem(c) if len(c) > 1 else 0.0 for c in cells]
-            axis.fill_between(rates, means - half, means + half, color=colours[arm], alpha=0.2, linewidth=0)
+            low, high = np.clip([means - half, means + half], 0, 1)  # as areas are
+            axis.fill_between(rates, low, high, color=colours[arm], alpha=0.2, linewidth=0)
         axis.set(xscale="log", title=task.rpartition(":")[2])
     for axis in axes.flat[len(tasks) :]:
         axis.axis("off")
