@@ -275,6 +275,10 @@ def verdict(claim, rows, final, margin, learns):
         return "equivalent"
     if good and bad:
         return "mixed"
+    if claim != "more robust" and good and not sizes[0]["low"] > -margin:
+        return "not distinguishable: more often ahead, perhaps behind in the mean"
+    if claim != "more robust" and bad and not sizes[0]["high"] < margin:
+        return "not distinguishable: more often behind, perhaps ahead in the mean"
     if bad:
         return "contradicted"
     if good and not learns:
@@ -284,14 +288,23 @@ def verdict(claim, rows, final, margin, learns):
     return "supported" if good else "not distinguishable"
 
 
+def not_ahead(base, treated, columns):
+    """Two tables of the same seeds, in which a run that diverged, or never ended an episode, has in `columns` what the
+    other arm's run has, if that is less: its score, 0, would put it ahead of one that is worse than random."""
+    failed = [table.diverged | table.endless for table in (base, treated)]
+    less = np.minimum(base[columns], treated[columns])
+    tables = zip((base, treated), failed, strict=True)
+    return tuple(table.assign(**{c: table[c].mask(lost, less[c]) for c in columns}) for table, lost in tables)
+
+
 def paired_tasks(scores, arm, against):
     """{(env, algo): (base, treated) tables by seed, of common seeds}, of the tasks that both arms have; without those
-    of fewer than VERDICT_SEEDS pairs where others have more."""
+    of fewer than VERDICT_SEEDS pairs where others have more. A run that failed is not ahead of its pair."""
     both = {}
     for key, group in scores.groupby(["env", "algo"]):
         tables = [group[group.arm == name].set_index("seed") for name in (against, arm)]
         if len(common := tables[0].index.intersection(tables[1].index).sort_values()):
-            both[key] = tuple(table.loc[common] for table in tables)
+            both[key] = not_ahead(*(table.loc[common] for table in tables), ["norm_final", "norm_auc"])
     enough = {key: pair for key, pair in both.items() if len(pair[0]) >= VERDICT_SEEDS}
     return enough or both
 
@@ -365,6 +378,14 @@ def split_halves(grid):
     return [[[cell[start::2] for cell in task] for task in grid] for start in (0, 1)]
 
 
+def worst_rates(grid):
+    """Score at the worst rate of each task, mean over tasks, chosen on one half of the runs and scored on the other,
+    swapped and averaged, as a minimum over noisy means would count against the noisier arm."""
+    first, second = map(grid_means, split_halves(grid))
+    pairs = ((first, second), (second, first))
+    return float(np.mean([np.take_along_axis(b, a.argmin(1)[:, None], axis=1).mean() for a, b in pairs]))
+
+
 def best_rates(grid):
     """(score at the best rate of each task, at the best rate for all), means over tasks.
 
@@ -400,7 +421,7 @@ def plateau(grid, rates, share=0.9):
 SENSITIVITY = {
     "mean over the grid": lambda grid, rates: float(grid_means(grid).mean()),
     "best rate of each task": lambda grid, rates: float(best_rates(grid)[0]),
-    "worst rate": lambda grid, rates: float(grid_means(grid).min(1).mean()),
+    "worst rate of each task": lambda grid, rates: worst_rates(grid),
     "lost by one rate for all tasks": lambda grid, rates: one_for_all(grid),
     "plateau, decades": plateau,
 }
@@ -425,14 +446,15 @@ def compare_sensitivity(base, treated, rates, rng, resamples=1000, level=0.95):
 
     Of the mean over the grid that of `stratified_mean` of each seed's mean over the rates, as a seed's runs need not be
     independent of each other, seeds paired by their order; of the others the bootstrap's percentiles, seeds drawn
-    within each task and rate, which at few seeds are too narrow; NaN where a cell has fewer than four runs. An arm that
-    learns nowhere is as bad at every rate: read plateaus beside the best rate.
+    within each task and rate, which at few seeds are too narrow; NaN where a cell has fewer than four runs. The plateau
+    has no interval: noise makes dips in it and raises the best, so that it is the narrower the noisier an arm is. An
+    arm that learns nowhere is as bad at every rate: read plateaus beside the best rate.
     """
     few = min(len(cell) for grid in (base, treated) for task in grid for cell in task) < 4
-    draws = [(resample_grid(base, rng), resample_grid(treated, rng)) for _ in range(resamples)]
+    draws = [(resample_grid(base, rng), resample_grid(treated, rng)) for _ in range(0 if few else resamples)]
     for name, measure in SENSITIVITY.items():
         own, other = measure(treated, rates), measure(base, rates)
-        if few:
+        if few or measure is plateau:
             low = high = math.nan
         elif name == "mean over the grid":
             pairs = [(np.mean(b, axis=0), np.mean(t, axis=0)) for b, t in zip(base, treated, strict=True)]

@@ -341,13 +341,19 @@ def defined(curves):
 
 def on_grid(curves, tag, budget):
     """A tag's curve at POINTS equally spaced steps, by linear interpolation; NaN throughout if it has no value. One of
-    collapse is NaN from a measurement at which it is undefined to the next at which it is not."""
+    collapse is NaN from a measurement at which it is undefined to the next at which it is not. The return is NaN up to
+    the last entry before the first with an episode, and after the last one with an episode."""
     values = curves.get(tag)
     if values is None or not (known := np.isfinite(values)).any():
         return np.full(POINTS, np.nan)
     if tag.startswith(GROUPS) and CLASSES in curves and np.isfinite(curves[CLASSES]).any():
         known = np.isfinite(curves[CLASSES])
-    return np.interp(np.linspace(budget / POINTS, budget, POINTS), curves[STEP][known], values[known])
+    steps, grid = curves[STEP], np.linspace(budget / POINTS, budget, POINTS)
+    result = np.interp(grid, steps[known], values[known])
+    if tag == RETURN:
+        (first, *_), (*_, last) = np.flatnonzero(known), np.flatnonzero(known)
+        result[(grid <= steps[first - 1] if first else False) | (grid > steps[last])] = np.nan
+    return result
 
 
 # The sweep's own files

@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 import sys
+import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from intervals import (
     CLAIMS,
     EXPLORATORY,
     FAMILY,
+    LAST,
     VERDICT_SEEDS,
     aggregate,
     compare_aggregates,
@@ -37,6 +39,7 @@ from intervals import (
     matrix,
     mean_band,
     mean_interval,
+    not_ahead,
     paired_tasks,
     summarise,
     superiority,
@@ -148,12 +151,18 @@ def read_runs(folder):
     """
     rows, curves, settings, finished = [], [], {}, set()
     found, problems = find_runs(folder)
+    ended = {
+        (run.record["args"]["env_id"], run.record["args"]["exp_name"].partition("_")[0])
+        for run in found
+        if np.isfinite(run.curves[RETURN]).any()
+    }
     for run in found:
         args = run.record["args"]
         algo, _, arm = args["exp_name"].partition("_")
         env_id, seed = args["env_id"], args["seed"]
-        if not run.diverged and not np.isfinite(run.curves[RETURN]).any():
-            problems[run.name] = "no episode ended"
+        endless = not run.diverged and not np.isfinite(run.curves[RETURN]).any()
+        if endless and (env_id, algo) not in ended:  # nothing is known of any run there
+            problems[run.name] = "no episode ended, in any run of the task"
             continue
         key = (env_id, algo, arm)
         own = {k: v for k, v in args.items() if k not in SETUP} | {"script_sha256": run.record["script_sha256"]}
@@ -166,7 +175,7 @@ def read_runs(folder):
         finished.add((*key, seed))
         row = {"name": run.name, "env": env_id, "algo": algo, "arm": arm, "seed": seed}
         row |= {"budget": args["total_timesteps"]}
-        rows.append(row | {"wall_time": run.record["wall_time"], "diverged": run.diverged})
+        rows.append(row | {"wall_time": run.record["wall_time"], "diverged": run.diverged, "endless": endless})
         curves.append(defined(run.curves))
     names = {run.name for run in found}
     known = read_manifest(folder).get("runs", {})
@@ -193,9 +202,15 @@ def refuse_mixture(folder, one, settings, other, others, keys):
 
 
 def references(settings, args, cache):
-    """({environment: threshold or None}, {environment: the random policy's return or None}), from `cache` where it
-    has them, to which new ones are added. Ends in one line where that takes a module that may not be imported."""
-    thresholds, randoms, given = {}, {}, read_thresholds(args.threshold, {env_id for env_id, _, _ in settings})
+    """({environment: threshold or None}, {environment: the random policy's return or None}, {environment: its entry in
+    `cache`}), from `cache` where it has them, to which new ones are added. Ends in one line where that takes a module
+    that may not be imported."""
+    thresholds, randoms, entries, given = (
+        {},
+        {},
+        {},
+        read_thresholds(args.threshold, {env_id for env_id, _, _ in settings}),
+    )
     for (env_id, _, _), own in settings.items():
         if env_id in thresholds:
             continue
@@ -216,8 +231,8 @@ def references(settings, args, cache):
             except Exception as error:  # importing and playing somebody's environment can fail in any way
                 why = " ".join(str(error).split())
                 fail(f"the runs' environment {env_id} cannot be used ({why}); put its module on PYTHONPATH")
-        thresholds[env_id], randoms[env_id] = cache[key]["threshold"], cache[key]["mean"]
-    return thresholds, randoms
+        thresholds[env_id], randoms[env_id], entries[env_id] = cache[key]["threshold"], cache[key]["mean"], cache[key]
+    return thresholds, randoms, entries
 
 
 NOT_MEASURED = {"mean": None, "standard_error": None, "episodes": 0}
@@ -232,8 +247,8 @@ def read_thresholds(words, known):
             result[env_id] = float(value)
         except ValueError:
             fail(f"--threshold {word}: give ENV=VALUE, such as LunarLander-v3=200")
-        if env_id not in known or not math.isfinite(result[env_id]):
-            fail(f"--threshold {word}: a finite number for one of {', '.join(sorted(known))}")
+        if env_id not in known or not abs(result[env_id]) < 1e300:
+            fail(f"--threshold {word}: a finite, not huge number for one of {', '.join(sorted(known))}")
     return result
 
 
@@ -271,25 +286,36 @@ def score(runs, returns, thresholds, randoms):
     """(runs, returns, the same normalised): the run table with the measures of each run's curve, as they are and
     normalised, and the curves (runs, POINTS).
 
-    A run that diverged has the random policy's return throughout, normalised 0. So that it is ahead of none, nothing
-    normalised counts less than 0 on a task on which any run did.
+    A run that failed, as its loss was not finite or none of its episodes ended, has the random policy's return
+    throughout, normalised 0; others have it before their first episode. One without an episode in the last tenth is
+    `stale`: no measure of it is known but the steps to the threshold, if it came there.
     """
+    random, failed = runs.env.map(randoms).astype(float), runs.diverged | runs.endless
+    runs["stale"] = np.isnan(returns[:, -LAST:]).all(1) & ~failed
+    returns = np.stack([filled(curve, start) for curve, start in zip(returns, random, strict=True)])
     summary = [summarise(r, b, thresholds[e]) for r, b, e in zip(returns, runs.budget, runs.env, strict=True)]
     runs = pd.concat([runs, pd.DataFrame(summary)], axis=1)
     span = runs.env.map(lambda env: thresholds[env] - randoms[env] if usable(env, thresholds, randoms) else math.nan)
-    random = runs.env.map(randoms).astype(float)
     for column in ("final", "best", "auc"):  # the method failed there: no more than random
-        runs.loc[runs.diverged, column] = random[runs.diverged]
-    returns = np.where(runs.diverged.to_numpy()[:, None], random.to_numpy()[:, None], returns)
+        runs.loc[failed, column] = random[failed]
+    runs.loc[runs.stale, ["final", "best", "auc", "drawdown"]] = math.nan
+    returns = np.where(failed.to_numpy()[:, None], random.to_numpy()[:, None], returns)
     runs["random"], normalised = random, (returns - random.to_numpy()[:, None]) / span.to_numpy()[:, None]
     runs["norm_final"], runs["norm_auc"] = (runs.final - random) / span, (runs.auc - random) / span
-    floored = runs.groupby(["env", "algo"]).diverged.transform("any").to_numpy()
-    for column in ("norm_final", "norm_auc"):
-        runs.loc[floored, column] = runs.loc[floored, column].clip(lower=0)
-    normalised[floored] = normalised[floored].clip(0)
     runs["norm_steps"] = runs.steps_to_threshold / runs.budget
-    runs["failed"] = np.where(span.notna(), runs.norm_final < 0.5, math.nan)
+    runs["failed"] = np.where(runs.norm_final.notna(), runs.norm_final < 0.5, math.nan)
     return runs, returns, normalised
+
+
+def filled(curve, start):
+    """A return's curve with `start`, or if that is unknown its first value, before that, and its last after that."""
+    known = np.flatnonzero(np.isfinite(curve))
+    if not len(known):
+        return curve
+    curve = curve.copy()
+    curve[: known[0]] = start if math.isfinite(start) else curve[known[0]]
+    curve[known[-1] :] = curve[known[-1]]
+    return curve
 
 
 def usable(env, thresholds, randoms):
@@ -309,8 +335,9 @@ def compare_cells(runs, arms, rng, resamples):
             cell = {"env": env, "algo": algo, "arm": arm, "seeds": len(rows), "final": means["final"]}
             cell |= {"final_low": low, "final_high": high} | means
             cell |= {"final_median": rows.final.median(skipna=False), "final_sd": rows.final.std(ddof=1, skipna=False)}
-            cell |= {"cvar25": cvar(rows.final.to_numpy()), "reached": rows.reached.mean()}
-            cells.append(cell | {"failure_rate": rows.failed.mean()})
+            known = rows.final.notna().all()
+            cell |= {"cvar25": cvar(rows.final.to_numpy()) if known else math.nan, "reached": rows.reached.mean()}
+            cells.append(cell | {"failure_rate": rows.failed.mean(skipna=False)})
             if arm != "baseline" and not base.empty:
                 own = {"env": env, "algo": algo, "arm": arm}
                 differences += [own | d for d in compare_pairs(base, rows.set_index("seed"), rng, resamples)]
@@ -319,13 +346,9 @@ def compare_cells(runs, arms, rng, resamples):
 
 
 def compare_pairs(base, treated, rng, resamples):
-    """The differences treated - base of two tables of runs by seed, in each measure that all common seeds have.
-
-    Where one of these runs diverged, no return counts less than the random policy's, which that run has."""
+    """The differences treated - base of two tables of runs by seed, in each measure that all common seeds have."""
     common = sorted(set(base.index) & set(treated.index))
-    if (base.diverged[common] | treated.diverged[common]).any():
-        returns = ["final", "best", "auc"]
-        base, treated = (x.assign(**{c: x[c].clip(lower=x.random) for c in returns}) for x in (base, treated))
+    base, treated = not_ahead(base.loc[common], treated.loc[common], ["final", "best", "auc"])
     for metric, sign in METRICS.items():
         b, t = (table.loc[common, metric].to_numpy(float) for table in (base, treated))
         d = t - b
@@ -402,15 +425,21 @@ def judge(scores, arms, lost, rng, args):
     """(family, verdicts, exploratory, left_out): each arm against the baseline, what that says, everything beside it,
     and by arm the tasks with too few pairs. `lost` has the seeds of missing runs, as of `lost_seeds`."""
     others = arms[1:] if arms[0] == "baseline" else []
-    level = 1 - 0.05 / (len(FAMILY) * max(1, len(others)))
+    scored = scores[scores.norm_final.notna()]
+    compared = [
+        arm for arm in others if any(len(base) > 1 for base, _ in paired_tasks(scored, arm, "baseline").values())
+    ]
+    level = 1 - 0.05 / (len(FAMILY) * max(1, len(compared)))
     family, verdicts, exploratory = [], [], []
     left_out = {}
+    stale = scores[scores.stale]
     for arm in others:
-        rows = compare_aggregates(scores, arm, rng, args.resamples, level=level)
-        exploratory += compare_aggregates(scores, arm, rng, args.resamples, family=EXPLORATORY)
+        rows = compare_aggregates(scored, arm, rng, args.resamples, level=level)
+        exploratory += compare_aggregates(scored, arm, rng, args.resamples, family=EXPLORATORY)
         family += rows
-        pairs, had, planned = paired_tasks(scores, arm, "baseline"), pairs_of(scores, arm), pairs_of(scores, arm, lost)
-        if aside := [" ".join(key) for key in planned if key not in pairs]:
+        pairs, had, planned = paired_tasks(scored, arm, "baseline"), pairs_of(scores, arm), pairs_of(scores, arm, lost)
+        unknown = stale.arm.isin(["baseline", arm]).sum()
+        if aside := [" ".join(key) for key in planned if key not in pairs and planned[key]]:
             left_out[arm] = aside
         few = [key for key in planned if len(had.get(key, ())) < VERDICT_SEEDS <= len(planned[key])]
         final = next((row for row in rows if row["measure"].startswith("final return, mean")), None)
@@ -419,6 +448,10 @@ def judge(scores, arms, lost, rng, args):
         for claim in CLAIMS:
             if few:  # on a task that the arm may lose
                 what = f"none: missing runs leave fewer than {VERDICT_SEEDS} pairs on {len(few)} tasks"
+            elif unknown:  # it may be the arm's failures that are
+                what = f"none: no episode ended in the last tenth of {unknown} runs"
+            elif not pairs:
+                what = "none: no scored task in common"
             elif fewest < VERDICT_SEEDS:
                 what = f"none: fewer than {VERDICT_SEEDS} seeds"
             else:
@@ -426,7 +459,7 @@ def judge(scores, arms, lost, rng, args):
             verdicts.append((arm, claim, what, len(pairs), seeds_of(final) if final else str(fewest)))
     for control in arms if "acpg" in arms else []:
         if control not in ("baseline", "acpg"):
-            exploratory += compare_aggregates(scores, "acpg", rng, args.resamples, against=control)
+            exploratory += compare_aggregates(scored, "acpg", rng, args.resamples, against=control)
     return family, verdicts, exploratory, left_out
 
 
@@ -497,7 +530,8 @@ def interquartile(scores):
 def number(x, digits=3):
     if x is None or (isinstance(x, float) and math.isnan(x)):
         return "-"
-    return f"{x:.{digits}g}" if abs(x) < 1000 else f"{x:,.0f}"
+    text = f"{x:.{digits}g}"
+    return text if abs(float(text)) < 1000 or not math.isfinite(x) else f"{x:,.0f}"
 
 
 def between(x, low, high):
@@ -524,13 +558,22 @@ def missing_section(problems):
     return [f"**Missing: {len(problems)} runs.** {what}.\n", "\n".join(lines) + "\n"]
 
 
-def diverged_section(runs):
-    if not runs.diverged.any():
-        return []
-    names = ", ".join(f"{r.env} {r.algo} {r.arm} {r.seed}" for r in runs[runs.diverged].itertuples())
-    what = "which score 0, as the method failed, and no other run of their task is scored less"
-    text = [f"**Ended with a non-finite loss: {runs.diverged.sum()} runs**, {what}: {names}.\n"]
-    if unknown := sorted(set(runs.env[runs.diverged & runs.final.isna()])):
+def failed_section(runs):
+    """What is said of runs that diverged, never ended an episode, or ended none in the last tenth."""
+    text, score = [], "which score 0, as the method failed, or what the run they are paired with does if that is less"
+    for column, what, then in (
+        ("diverged", "Ended with a non-finite loss", score),
+        ("endless", "Not one episode ended", score),
+        (
+            "stale",
+            "No episode ended in the last tenth",
+            "whose scores are not known; --max-episode-steps ends episodes",
+        ),
+    ):
+        if not (found := runs[runs[column]]).empty:
+            names = ", ".join(f"{r.env} {r.algo} {r.arm} {r.seed}" for r in found.itertuples())
+            text.append(f"**{what}: {len(found)} runs**, {then}: {names}.\n")
+    if unknown := sorted(set(runs.env[(runs.diverged | runs.endless) & runs.final.isna()])):
         text.append(
             f"What the random policy returns is not known, so that they have no return: {', '.join(unknown)}.\n"
         )
@@ -563,7 +606,7 @@ def notes_section(cells, thresholds, randoms):
 def verdict_section(family, verdicts, exploratory, left_out, margin):
     text = ["## Verdicts\n"]
     if verdicts:
-        arms = list(dict.fromkeys(row[0] for row in verdicts))
+        arms = list(dict.fromkeys(row["arm"] for row in family)) or ["no arm"]
         text.append(
             f"Drawn from {len(family)} comparisons, {len(FAMILY)} measures of {', '.join(arms)} against the baseline, "
             "whose intervals are corrected for this family (Bonferroni). A task is a pair of environment and "
@@ -665,8 +708,7 @@ def collapse_section(collapse, algos):
     return [*text, table(rows, (*header, "trained, labels permuted", "runs"))]
 
 
-def reference_section(thresholds, randoms, cache):
-    entries = {key.partition(" ")[0]: entry for key, entry in cache.items()}
+def reference_section(thresholds, randoms, entries):
     rows = [
         (env, number(randoms[env]), number(entries[env]["standard_error"]), entries[env]["episodes"])
         for env in thresholds
@@ -677,12 +719,22 @@ def reference_section(thresholds, randoms, cache):
 
 
 def write(folder, args, runs, curves, problems, settings):
-    """Everything of the report, into report.md and report/. Returns the verdicts."""
-    out, rng = folder / "report", np.random.default_rng(args.seed)
+    """Everything of the report, into report.md and report/, at its end or not at all. Returns the verdicts."""
     cache = read_references(folder)
-    thresholds, randoms = references(settings, args, cache)
-    out.mkdir(exist_ok=True)
+    thresholds, randoms, entries = references(settings, args, cache)
     (folder / "references.json").write_text(json.dumps(cache, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as unfinished:
+        verdicts, text = compute(Path(unfinished), args, runs, curves, problems, thresholds, randoms)
+        (folder / "report").mkdir(exist_ok=True)
+        for path in Path(unfinished).iterdir():
+            path.replace(folder / "report" / path.name)
+    (folder / "report.md").write_text("\n".join(text + reference_section(thresholds, randoms, entries)))
+    return verdicts
+
+
+def compute(out, args, runs, curves, problems, thresholds, randoms):
+    """(verdicts, lines of report.md); CSVs and figures go to the folder `out`."""
+    rng = np.random.default_rng(args.seed)
     style()
     arms = sorted(runs.arm.unique(), key=lambda arm: (arm != "baseline", arm != "acpg", arm))
     colours = colours_of(arms)
@@ -702,7 +754,8 @@ def write(folder, args, runs, curves, problems, settings):
     scores, family, verdicts, exploratory, everywhere = runs[runs.norm_final.notna()], [], [], [], {}
     left_out = {}
     if not scores.empty:
-        family, verdicts, exploratory, left_out = judge(scores, arms, lost_seeds(runs, problems), rng, args)
+        judged = runs[runs.norm_final.notna() | (runs.stale & runs.env.map(lambda e: usable(e, thresholds, randoms)))]
+        family, verdicts, exploratory, left_out = judge(judged, arms, lost_seeds(runs, problems), rng, args)
         if family:
             plot_verdicts(family, args.margin, colours, out / "verdicts.png")
         table_iqm = plot_aggregate(scores, colours, rng, args.resamples, out / "aggregate.png")
@@ -723,12 +776,11 @@ def write(folder, args, runs, curves, problems, settings):
         "benchmark/report.py`; docs/benchmark.md explains every number. Differences are arm minus baseline, paired by "
         "seed. Intervals are of 95 % unless another level is given.\n"
     ]
-    text += missing_section(problems) + diverged_section(runs) + notes_section(cells, thresholds, randoms)
+    text += missing_section(problems) + failed_section(runs) + notes_section(cells, thresholds, randoms)
     text += verdict_section(family, verdicts, exploratory, left_out, args.margin) + wins_section(differences)
     text += across_section(scores, everywhere)
     text += learning_section(cells, differences) + collapse_section(collapse, runs.algo.unique())
-    (folder / "report.md").write_text("\n".join(text + reference_section(thresholds, randoms, cache)))
-    return verdicts
+    return verdicts, text
 
 
 def main():
@@ -751,6 +803,8 @@ def main():
         fail(f"{error}; remove or restore it")
     except OSError as error:
         fail(f"{folder} cannot be written: {error}")
+    except KeyboardInterrupt:
+        fail("stopped; an earlier report, if there is one, is as it was")
     for arm, claim, what, tasks, seeds in verdicts:
         print(f"{arm} {claim}: {what} ({tasks} tasks, {seeds} seeds)")
     print(f"{len(runs)} runs, {len(problems)} missing; report in {folder / 'report.md'}")

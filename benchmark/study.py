@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -114,6 +115,13 @@ def read_study(path):
     parts = [read_part(part, f"--study {path}, part {i}") for i, part in enumerate(parts, start=1)]
     if len({part.name for part in parts}) < len(parts):
         fail(f"--study {path} has two parts of one name")
+    for tuned, other in itertools.permutations(parts, 2):
+        tasks = sorted(set(tuned.tasks) & set(other.tasks)) if set(tuned.algos) & set(other.algos) else []
+        seeds = seeds_of_stages(tuned, "tuning") & seeds_of_stages(other, "report", "common", "grid")
+        if tasks and seeds:
+            shown = ", ".join(map(str, sorted(seeds)))
+            what = f"seeds {shown} of {tasks[0]} are for tuning in part {tuned.name} and for the report in {other.name}"
+            fail(f"--study {path}: {what}; keep them apart")
     thresholds = content.get("threshold", {})
     if not isinstance(thresholds, dict) or not all(map(is_moderate, thresholds.values())):
         fail(f"--study {path}: [threshold] takes ENV = VALUE, a finite number")
@@ -135,6 +143,10 @@ def read_study(path):
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         fail(f"--study {path}: primary {twice[0][0]!r} of {', '.join(twice[0][1:])} is named twice")
     return parts, outcomes, thresholds, margin
+
+
+def seeds_of_stages(part, *stages):
+    return set().union(*(seeds for stage in stages for seeds in getattr(part, stage).values()))
 
 
 def is_moderate(value):
@@ -302,7 +314,7 @@ def scores_of(folder, thresholds, names=None, keep=True):
     cache = references_of(folder, thresholds)
     words = [f"{env}={value}" for env, value in thresholds.items() if env in set(runs.env)]
     own = SimpleNamespace(threshold=words, seed=0, import_modules=True)
-    known, randoms = report.references(settings, own, cache)
+    known, randoms, _ = report.references(settings, own, cache)
     if keep:
         (folder / "references.json").write_text(json.dumps(cache, indent=1) + "\n")
     returns = np.stack([on_grid(curve, RETURN, b) for curve, b in zip(curves, runs.budget, strict=True)])
@@ -339,12 +351,15 @@ def grid_rows(part, arms, scores):
 
 def choose(scores, part):
     """({(env, algo, arm): value}, the same with one value for all of an arm's tasks): the best mean area over the
-    tuning seeds, the first of equals. Ends in one line if a cell has no runs or no scores."""
+    tuning seeds, the first of equals. Raises ValueError, with what to do, if a cell has no runs or no scores."""
     own, common = {}, {}
     for arm in part.names:
         grids = grids_of(scores, part, [arm])
         if grids is None or not all(np.isfinite(cell).all() for task in grids[0] for cell in task):
-            fail(f"part {part.name}: its tuning of {arm} lacks runs or scores; see its logs, or set a [threshold]")
+            unknown = ", ".join(scores.name[scores.norm_auc.isna() & scores.arm.str.startswith(f"{arm}.")][:3])
+            why = f"no score is known of {unknown}: " if unknown else ""
+            what = "episodes must end, which --max-episode-steps in extra sees to, and a task needs a [threshold]"
+            raise ValueError(f"part {part.name}: the tuning of {arm} lacks runs or scores ({why}{what})")
         means = grid_means(grids[0])
         tasks = [(env, algo, arm) for env in part.tasks for algo in part.algos]
         own |= {task: part.values[row.argmax()] for task, row in zip(tasks, means, strict=True)}
@@ -419,8 +434,12 @@ def paired_cells(part, args, arm, measure):
     if measure == "grid":
         if (grids := grids_of(scores, part, ["baseline", arm])) is None:
             return []
+        if not all(np.isfinite(cells).all() for grid in grids for task in grid for cells in task):
+            return []
         # a seed's runs at several values need not be independent: their mean is one score
         return [tuple(np.mean(cells, axis=0) for cells in pair) for pair in zip(*grids, strict=True)]
+    if scores.stale[scores.arm.isin(["baseline", arm])].any():  # whose scores nobody knows
+        return []
     tables = paired_tasks(scores[scores.norm_final.notna()], arm, "baseline").values()
     return [tuple(table[f"norm_{measure}"].to_numpy(float) for table in pair) for pair in tables]
 
@@ -684,7 +703,7 @@ def main(args):
                 fail(f"--out {args.out}: SLURM's jobs {ids} are at work on it; wait for them")
         for record in args.out.glob("*/*/slurm/commands.txt"):
             record.unlink()
-    chosen, failed, args.planned = {}, [], {}
+    chosen, failed, broken, args.planned = {}, [], [], {}
     for part in parts:
         own = common = dict.fromkeys(cells_of(part), part.values[0])
         if part.tuning:
@@ -693,7 +712,11 @@ def main(args):
                 continue
             names = args.planned[part.name, "tuning"]
             folder = args.out / part.name / "tuning"
-            own, common = choose(scores_of(folder, args.thresholds, names, keep=not args.print), part)
+            try:
+                own, common = choose(scores_of(folder, args.thresholds, names, keep=not args.print), part)
+            except ValueError as error:
+                broken.append(str(error))
+                continue
         chosen[part.name] = own, common
         if not part.report:
             continue
@@ -704,11 +727,15 @@ def main(args):
             failed += stage(part, args, name, planned)
         if not args.print:
             publish(part, args, own, common, jobs)
-    if args.print:
+    if args.print and not broken:
         print("nothing is left to run", file=sys.stderr)
         return
     if len(chosen) == len(parts):
         write_report(path, parts, outcomes, args, chosen, failed)
+    if broken:
+        print("\n".join(broken), file=sys.stderr)
+        if not failed:
+            fail(f"nothing was chosen in {len(broken)} parts, as said above, and no report of the study was written")
     if failed:
         lost = ", ".join(part.name for part in parts if part.name not in chosen)
         more = f"; nothing was chosen, and no report written, for {lost}" if lost else ""

@@ -562,6 +562,8 @@ def as_dict(args):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    if args.print and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as other programs end whose output nobody reads on
     if args.study:
         return run_study(args)
     settle(args)

@@ -1,6 +1,8 @@
-"""How often the intervals of benchmark/intervals.py hold the truth at ten values: results/coverage.
+"""How often the intervals of benchmark/intervals.py hold the truth at ten values, or as many as verdicts begin with:
+results/coverage.
 
     python studies/interval_coverage.py
+    python studies/interval_coverage.py --seeds 5 --tasks 1 4 --trials 400
     python studies/interval_coverage.py --tasks 4 --trials 500 --resamples 500
 
 For means of samples and for the measures of whole sweeps; takes about an hour.
@@ -25,6 +27,8 @@ from evaluate import check_numbers  # noqa: E402
 class Args:
     tasks: list[int] = field(default_factory=lambda: [1, 4, 12])
     """numbers of tasks in the sweeps"""
+    seeds: int = 10
+    """seeds of a task"""
     samples: int = 5000
     """samples of each distribution"""
     trials: int = 2000
@@ -32,16 +36,16 @@ class Args:
     resamples: int = 1000
     """bootstrap resamples"""
     out: Path = ROOT / "results" / "coverage"
-    """folder of coverage.md"""
+    """folder of coverage.md, or coverage_N.md for N seeds instead of ten"""
 
 
 SAMPLES = {
-    "normal": (lambda rng: rng.normal(size=10), 0.0),
-    "gamma, shape 4": (lambda rng: rng.gamma(4.0, size=10), 4.0),
-    "exponential minus normal": (lambda rng: rng.exponential(size=10) - rng.normal(size=10), 1.0),
-    "lognormal, sigma 0.5": (lambda rng: rng.lognormal(0, 0.5, size=10), np.exp(0.125)),
-    "exponential": (lambda rng: rng.exponential(size=10), 1.0),
-    "lognormal, sigma 1": (lambda rng: rng.lognormal(0, 1.0, size=10), np.exp(0.5)),
+    "normal": (lambda rng, n: rng.normal(size=n), 0.0),
+    "gamma, shape 4": (lambda rng, n: rng.gamma(4.0, size=n), 4.0),
+    "exponential minus normal": (lambda rng, n: rng.exponential(size=n) - rng.normal(size=n), 1.0),
+    "lognormal, sigma 0.5": (lambda rng, n: rng.lognormal(0, 0.5, size=n), np.exp(0.125)),
+    "exponential": (lambda rng, n: rng.exponential(size=n), 1.0),
+    "lognormal, sigma 1": (lambda rng, n: rng.lognormal(0, 1.0, size=n), np.exp(0.5)),
 }
 
 
@@ -56,14 +60,14 @@ METHODS = {
 }
 
 
-def of_means(trials=5000):
-    """Lines of a table: how often nominal 95 % intervals of a mean held it."""
+def of_means(trials=5000, seeds=10):
+    """Lines of a table: how often nominal 95 % intervals of a mean of so many values held it."""
     yield f"| distribution | {' | '.join(METHODS)} |"
     yield f"|{'---|' * (1 + len(METHODS))}"
     for name, (draw, truth) in SAMPLES.items():
         rng, held = np.random.default_rng(0), np.zeros(len(METHODS))
         for _ in range(trials):
-            x = draw(rng)
+            x = draw(rng, seeds)
             for i, method in enumerate(METHODS.values()):
                 low, high = method(x, rng)
                 held[i] += low <= truth <= high
@@ -79,10 +83,10 @@ def scores(skewed, shape, arm, rng):
     return mean + 0.05 * arm + (1 - 0.3 * arm) * spread * noise
 
 
-def sweeps(kind, tasks, rng):
-    """Draws the scores of a sweep of ten seeds, two lists of arrays (10,), one for each task: synthetic ones of arms
-    that differ in mean and spread, or of `runs`, pairs of those that are committed. `unequal`: normal ones of five
-    seeds of the first task, which varies the most, and twenty of the others."""
+def sweeps(kind, tasks, rng, seeds=10):
+    """Draws the scores of a sweep, two lists of arrays (seeds,), one for each task: synthetic ones of arms that differ
+    in mean and spread, or of `runs`, pairs of those that are committed. `unequal`: normal ones of five seeds of the
+    first task, which varies the most, and twenty of the others."""
     if kind == "runs":
         table = pd.read_csv(ROOT / "results" / "benchmark" / "report" / "runs.csv")
         groups = list(table.groupby(["env", "algo"]))[:tasks]
@@ -90,7 +94,7 @@ def sweeps(kind, tasks, rng):
         populations = [table[["baseline", "acpg"]].dropna().to_numpy() for table in tables]
 
         def draw():
-            chosen = [x[rng.integers(len(x), size=10)] for x in populations]
+            chosen = [x[rng.integers(len(x), size=seeds)] for x in populations]
             return [x[:, 0] for x in chosen], [x[:, 1] for x in chosen]
 
         return draw
@@ -102,14 +106,14 @@ def sweeps(kind, tasks, rng):
             return [[x[:n, k] for k, n in enumerate(sizes)] for x in arms]
 
         return draw_unequal
-    return lambda: [list(scores(kind == "gamma", (10, tasks), arm, rng).T) for arm in (0, 1)]
+    return lambda: [list(scores(kind == "gamma", (seeds, tasks), arm, rng).T) for arm in (0, 1)]
 
 
-def of_aggregates(tasks, kind, level=0.95, trials=500, resamples=1000, rng=None):
+def of_aggregates(tasks, kind, level=0.95, trials=500, resamples=1000, rng=None, seeds=10):
     """For each measure of intervals.FAMILY, and each exploratory one, how often the interval of its difference held
-    the truth: the measure's expectation at ten seeds."""
+    the truth: the measure's expectation at so many seeds."""
     rng = rng or np.random.default_rng(0)
-    draw, measures = sweeps(kind, tasks, rng), [row[3] for row in (*intervals.FAMILY, *intervals.EXPLORATORY)]
+    draw, measures = sweeps(kind, tasks, rng, seeds), [row[3] for row in (*intervals.FAMILY, *intervals.EXPLORATORY)]
     held = np.zeros(len(measures))
     for i, measure in enumerate(measures):
         truth = np.mean([intervals.aggregate(measure, *draw(), rng, 2)[0] for _ in range(3000)])
@@ -125,33 +129,35 @@ def of_measures(args):
     yield f"| tasks, scores, level | {' | '.join(names)} |"
     yield f"|{'---|' * (1 + len(names))}"
     for tasks in args.tasks:
-        for kind in ("normal", "gamma", "runs", *["unequal"] * (tasks > 1)):
+        for kind in ("normal", "gamma", "runs", *["unequal"] * (tasks > 1 and args.seeds == 10)):
             for level in (0.95, 1 - 0.05 / len(intervals.FAMILY)):
-                held = of_aggregates(tasks, kind, level, args.trials, args.resamples)
+                held = of_aggregates(tasks, kind, level, args.trials, args.resamples, seeds=args.seeds)
                 what = f"{tasks}, {kind}, {100 * level:.4g} %"
                 yield f"| {what} | {' | '.join(f'{100 * share:.1f} %' for share in held)} |"
 
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
-    check_numbers(args, tasks=(1, 1000), samples=(2, 10**7), trials=(2, 10**7), resamples=(50, 10**6))
+    check_numbers(args, tasks=(1, 1000), seeds=(4, 1000), samples=(2, 10**7), trials=(2, 10**7), resamples=(50, 10**6))
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         sys.exit(f"error: --out {args.out} cannot be written: {error.strerror}; choose another")
     lines = [
-        "# How often the intervals hold the truth at ten seeds",
+        f"# How often the intervals hold the truth at {args.seeds} seeds",
         "",
-        f"Written by `python studies/interval_coverage.py --trials {args.trials}`, of {args.samples} samples and "
-        f"{args.trials} sweeps a row. Unequal: five seeds of one task, twenty of the others.",
-        "The mean of ten values, nominal 95 %:",
+        f"Written by `python studies/interval_coverage.py --seeds {args.seeds} "
+        f"--tasks {' '.join(map(str, args.tasks))} --trials {args.trials}`, of {args.samples} samples and "
+        f"{args.trials} sweeps a row. Unequal, if there: five seeds of one task, twenty of the others.",
+        f"The mean of {args.seeds} values, nominal 95 %:",
         "",
     ]
-    for part in (of_means(args.samples), ["", "Measures of the report:", ""], of_measures(args)):
+    for part in (of_means(args.samples, args.seeds), ["", "Measures of the report:", ""], of_measures(args)):
         for line in part:
             print(line, flush=True)
             lines.append(line)
-    (args.out / "coverage.md").write_text("\n".join(lines) + "\n")
+    name = "coverage.md" if args.seeds == 10 else f"coverage_{args.seeds}.md"
+    (args.out / name).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ def read(path):
 def short(x, digits=3):
     """A number as tables have it: three digits behind the point where it is below one, without the zero before."""
     x = float(x)
-    if abs(x) >= 1000:
-        return f"{x:,.0f}"
     text = f"{x:.{digits}f}" if abs(x) < 1 else f"{x:.{digits}g}"
+    if abs(float(text)) >= 1000:
+        return f"{x:,.0f}"
     return re.sub(r"^(-?)0\.", r"\1.", text)
 
 
@@ -319,7 +319,8 @@ def tuned_shift():
     """How far apart the curves of score against rate lie, and what is left."""
     lines = {}
     for row in read("tuned/shift.csv"):
-        text = f"{short(row['estimate'], 2)} [{short(row['low'], 2)}, {short(row['high'], 2)}]"
+        text = short(row["estimate"], 2)
+        text += f" [{short(row['low'], 2)}, {short(row['high'], 2)}]" if row["low"] else ""  # a plateau has none
         text += "" if row["identified"] == "True" else ", not identified"
         lines.setdefault(task_name(row["task"]), {})[row["measure"]] = text
     measures = list(next(iter(lines.values())))

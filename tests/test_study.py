@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -119,6 +120,7 @@ def make_scores(means):
     """A run table in which {(env, arm): area at each value} holds for two seeds, one above and one below."""
     rows = [
         {"env": env, "algo": "ppo", "arm": f"{arm}.{value}", "norm_auc": mean + sign * 0.05, "seed": sign}
+        | {"name": f"{env}.{arm}.{value}.{sign}"}
         for (env, arm), row in means.items()
         for value, mean in zip(("1e-3", "1e-2", "1e-1"), row, strict=True)
         for sign in (-1, 1)
@@ -135,8 +137,48 @@ def test_choice():
     assert [common[env, "ppo", "baseline"] for env in "ab"] == ["1e-2", "1e-2"]
     assert [own[env, "ppo", "acpg"] for env in "ab"] == ["1e-3", "1e-2"]
     assert common["a", "ppo", "acpg"] == "1e-3"  # .7 and .7 against .2 and .9
-    with pytest.raises(SystemExit, match="acpg"):
+    with pytest.raises(ValueError, match="acpg"):
         study.choose(make_scores({key: row for key, row in means.items() if key != ("b", "acpg")}), make_part())
+    unknown = make_scores(means)
+    unknown.loc[unknown.name == "b.acpg.1e-2.1", "norm_auc"] = math.nan
+    with pytest.raises(ValueError, match="no score is known of b.acpg.1e-2.1"):
+        study.choose(unknown, make_part())
+
+
+def test_a_part_of_which_nothing_can_be_chosen_stops_alone(tmp_path, monkeypatch, capsys):
+    """As no score is known of a run, say: the parts after it go on, and the end is an error that names it."""
+    path, done = tmp_path / "study.toml", []
+    path.write_text(SMALL + SMALL[SMALL.index("[[part]]") :].replace('"cartpole"', '"b"'))
+    monkeypatch.setattr(study, "stage", lambda part, args, name, jobs: args.planned.setdefault((part.name, name)) or [])
+    monkeypatch.setattr(study, "scores_of", lambda folder, *_, **__: folder.parent.name)
+    monkeypatch.setattr(study, "publish", lambda part, *_: done.append(part.name))
+
+    def choose(scores, part):
+        if scores == "cartpole":
+            raise ValueError("part cartpole: no")
+        own = dict.fromkeys(study.cells_of(part), "2.5e-3")
+        return own, own
+
+    monkeypatch.setattr(study, "choose", choose)
+    with pytest.raises(SystemExit, match="nothing was chosen in 1 parts"):
+        study.main(sweep.Args(study=path, out=tmp_path / "out"))
+    assert done == ["b"] and "part cartpole: no" in capsys.readouterr().err
+
+
+def test_seeds_of_tuning_in_one_part_are_not_reported_in_another(tmp_path):
+    """For the same task and algorithm."""
+    path = tmp_path / "study.toml"
+    other = (
+        SMALL[SMALL.index("[[part]]") :]
+        .replace('"cartpole"', '"other"')
+        .replace('tuning = "101-102"', 'tuning = "1-2"')
+    )
+    other = other.replace('report = "1-5"', 'report = "11-15"')
+    path.write_text(SMALL + other)
+    with pytest.raises(SystemExit, match="1, 2 of CartPole-v1 are for tuning in part other and for the report in cart"):
+        study.read_study(path)
+    path.write_text(SMALL + other.replace('["ppo"]', '["a2c"]'))
+    study.read_study(path)
 
 
 def test_the_order_in_which_runs_are_read_does_not_matter():

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
-from test_report import write_run
+from test_report import WELL, write_run
 from test_study import make_part
 
 import study
@@ -77,7 +77,7 @@ def make_scores(arms, envs=("a", "b"), seeds=6):
     """Run tables in which {arm: final return} holds up to a little noise; areas are a tenth less."""
     rng = np.random.default_rng(0)
     rows = [
-        {"env": env, "algo": "ppo", "arm": arm, "seed": seed, "norm_final": x, "norm_auc": x - 0.1}
+        {"env": env, "algo": "ppo", "arm": arm, "seed": seed, "norm_final": x, "norm_auc": x - 0.1} | WELL
         for env in envs
         for arm, level in arms.items()
         for seed in range(seeds)
@@ -107,6 +107,7 @@ def test_high_rates():
     for part in parts:
         rows = [
             {"env": env, "algo": "ppo", "arm": f"{arm}.{value}", "seed": seed, "norm_auc": level + rng.normal(0, 0.01)}
+            | WELL
             for env in part.tasks
             for arm in part.names
             for k, value in enumerate(part.values)
