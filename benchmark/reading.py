@@ -342,7 +342,7 @@ def defined(curves):
 def on_grid(curves, tag, budget):
     """A tag's curve at POINTS equally spaced steps, by linear interpolation; NaN throughout if it has no value. One of
     collapse is NaN from a measurement at which it is undefined to the next at which it is not. The return is NaN up to
-    the last entry before the first with an episode, and after the last one with an episode."""
+    the last entry before the first with an episode, and after the last one if that is not in the last tenth."""
     values = curves.get(tag)
     if values is None or not (known := np.isfinite(values)).any():
         return np.full(POINTS, np.nan)
@@ -352,7 +352,10 @@ def on_grid(curves, tag, budget):
     result = np.interp(grid, steps[known], values[known])
     if tag == RETURN:
         (first, *_), (*_, last) = np.flatnonzero(known), np.flatnonzero(known)
-        result[(grid <= steps[first - 1] if first else False) | (grid > steps[last])] = np.nan
+        if first:
+            result[grid <= steps[first - 1]] = np.nan
+        if steps[last] < 0.9 * budget:
+            result[grid > steps[last]] = np.nan
     return result
 
 
