@@ -190,7 +190,8 @@ def test_from_runs_to_files(tmp_path):
     row = tasks.loc[("Acrobot-v1", "final")]  # of levels 100 and 130 in 300
     assert row.difference == pytest.approx(0.1, abs=0.03) and row.low < row.difference < row.high
     shifts = pd.read_csv(tmp_path / "shift.csv")
-    assert set(shifts.task) == set(part.tasks) and shifts.notna().all(axis=None)
+    assert set(shifts.task) == set(part.tasks) and shifts.estimate.notna().all()
+    assert (shifts.low.isna() == (shifts.measure == "plateau, decades")).all()
     collapse = pd.read_csv(tmp_path / "collapse.csv")
     assert (collapse.runs == 10).all() and set(collapse.arm) == {"baseline", "acpg"}
 
