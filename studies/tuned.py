@@ -245,7 +245,7 @@ def plot_rates(grids, rates, path):
     style()
     tasks = list(grids)
     colours = colours_of(list(dict.fromkeys(arm for cells in grids.values() for arm in cells)))
-    figure, axes = plt.subplots(2, 3, figsize=(10, 5.6), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(2, 3, figsize=(11.4, 6), layout="constrained", sharey=True)
     for axis, task in zip(axes.flat, tasks, strict=False):
         for arm, cells in grids[task].items():
             means = np.array([cell.mean() for cell in cells])
@@ -256,10 +256,9 @@ def plot_rates(grids, rates, path):
             half = [stats.t.ppf(0.975, len(c) - 1) * stats.sem(c) if len(c) > 1 else 0.0 for c in cells]
             low, high = np.clip([means - half, means + half], 0, 1)  # as areas are
             axis.fill_between(rates, low, high, color=colours[arm], alpha=0.2, linewidth=0)
-        axis.set(xscale="log", title=task.rpartition(":")[2])
+        axis.set(xscale="log", title=task.rpartition(":")[2], xlabel="learning rate")
     for axis in axes.flat[len(tasks) :]:
         axis.axis("off")
-    figure.supxlabel("learning rate")
     figure.supylabel("normalised area under the curve")
     save(figure, path)
 
