@@ -205,12 +205,8 @@ def references(settings, args, cache):
     """({environment: threshold or None}, {environment: the random policy's return or None}, {environment: its entry in
     `cache`}), from `cache` where it has them, to which new ones are added. Ends in one line where that takes a module
     that may not be imported."""
-    thresholds, randoms, entries, given = (
-        {},
-        {},
-        {},
-        read_thresholds(args.threshold, {env_id for env_id, _, _ in settings}),
-    )
+    thresholds, randoms, entries = {}, {}, {}
+    given = read_thresholds(args.threshold, {env_id for env_id, _, _ in settings})
     for (env_id, _, _), own in settings.items():
         if env_id in thresholds:
             continue
