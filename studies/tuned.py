@@ -23,6 +23,7 @@ import report  # noqa: E402
 import study  # noqa: E402
 from intervals import aggregate, compare_sensitivity, flip_test, holm, paired_tasks  # noqa: E402
 from plots import colours_of, plt, save, style  # noqa: E402
+from ppo_baseline import run_name  # noqa: E402
 from reading import Damaged  # noqa: E402
 
 PPO = ("tasks", "pendulum51")
@@ -196,11 +197,25 @@ def shift_rows(task, base, treated, rates, rng, resamples=1000):
 # Reading
 
 
-def read_part(part, args, thresholds, plans):
+def names_of(part, stage):
+    """Names of the runs of a stage that the study's file asks for. Unlike the study's own plan it needs none of their
+    environments."""
+    seeds, suffixes = {"tuning": part.tuning, "tuned": part.report, "grid": part.grid}[stage], [""]
+    if stage != "tuned":
+        suffixes = [f".{value}" for value in part.values]
+    return {
+        run_name(env, f"{algo}_{arm}{suffix}", seed)
+        for env, algo, arm in study.cells_of(part, list(seeds))
+        for suffix in suffixes
+        for seed in seeds[arm]
+    }
+
+
+def read_part(part, args, thresholds):
     """{stage: run table} of a part, as far as it has been run: of those runs that the study's file asks for."""
     found = {}
-    for stage, what in (("tuning", "tuning"), ("tuned", "report"), ("grid", "grid")):
-        folder, names = args.out / part.name / stage, {job.path.name for job in plans.get((part.name, what), [])}
+    for stage in ("tuning", "tuned", "grid"):
+        folder, names = args.out / part.name / stage, names_of(part, stage)
         runs = report.find_runs(folder)[0] if folder.is_dir() else []
         if any(run.name in names for run in runs):
             found[stage] = study.scores_of(folder, thresholds, names)
@@ -271,9 +286,8 @@ def save_rows(path, rows):
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     parts, _, thresholds, _ = study.read_study(ROOT / "benchmark" / "tuned.toml")
-    plans = study.plan_all(parts, study.sweeps.Args(out=args.out))
     try:
-        scores = {part.name: read_part(part, args, thresholds, plans) for part in parts}
+        scores = {part.name: read_part(part, args, thresholds) for part in parts}
     except Damaged as error:
         fail(f"{error}; remove or restore it")
     if not any(scores.values()):

@@ -242,6 +242,13 @@ def test_all_cells():
     assert [len(cells["acpg"][0]), len(cells["scaled"][0])] == [3, 2] and cells["acpg"][4].mean() == pytest.approx(0.4)
 
 
+def test_names_are_those_of_the_studys_plan(tmp_path):
+    part = next(part for part in study.read_study(ROOT / "benchmark" / "tuned.toml")[0] if part.name == "tasks")
+    plans = study.plan_all([part], study.sweeps.Args(out=tmp_path))
+    for stage, what in (("tuning", "tuning"), ("tuned", "report"), ("grid", "grid")):
+        assert tuned.names_of(part, stage) == {job.path.name for job in plans["tasks", what]}
+
+
 def test_without_runs(tmp_path):
     command = [sys.executable, str(ROOT / "studies" / "tuned.py"), "--out", str(tmp_path / "none")]
     result = subprocess.run(command, capture_output=True, text=True)
