@@ -205,9 +205,9 @@ def names_of(part, stage):
         suffixes = [f".{value}" for value in part.values]
     return {
         run_name(env, f"{algo}_{arm}{suffix}", seed)
-        for env, algo, arm in study.cells_of(part, list(seeds))
+        for env, algo, arm in study.cells_of(part)
         for suffix in suffixes
-        for seed in seeds[arm]
+        for seed in seeds.get(arm, [])  # a stage may leave arms out
     }
 
 
