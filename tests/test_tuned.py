@@ -158,14 +158,15 @@ def test_comparisons_are_of_arms_that_the_study_has():
 
 @pytest.mark.slow
 def test_from_runs_to_files(tmp_path):
-    """Runs of one part whose treated arm is a little ahead everywhere, first without all of its grid."""
+    """Runs of one part whose treated arm is a little ahead everywhere: without a grid, with a part of it, and all."""
     rng = np.random.default_rng(0)
     part = next(part for part in study.read_study(ROOT / "benchmark" / "tuned.toml")[0] if part.name == "tasks")
     command = [sys.executable, str(ROOT / "studies" / "tuned.py"), "--out", str(tmp_path)]
     means = {"CartPole-v1": 175.0, "Acrobot-v1": -400.0, "LunarLander-v3": -100.0, "FrozenLake-v1": 0.0}
     means["environments.discretized:LunarLander25-v0"] = -100.0  # of the random policy
-    for stage, seeds in (("tuned", range(1001, 1011)), ("grid", range(2001, 2005))):
-        (tmp_path / "tasks" / stage).mkdir(parents=True)
+    for stage, seeds in (("tuned", range(1001, 1011)), ("grid", range(2001, 2005)), ("grid", [2005])):
+        whole = 2005 in seeds
+        (tmp_path / "tasks" / stage).mkdir(parents=True, exist_ok=True)
         known = {"standard_error": 0.0, "episodes": 100, "seed": 0}  # the thresholds are the environments' own
         text = json.dumps({f"{env} {{}} None": known | {"mean": mean} for env, mean in means.items()})
         (tmp_path / "tasks" / stage / "references.json").write_text(text)
@@ -177,12 +178,13 @@ def test_from_runs_to_files(tmp_path):
                     for seed in seeds:
                         level = means[env] + scale * (1 + (k == 2) + 0.3 * (arm == "acpg") + rng.normal(0, 0.05))
                         write_run(tmp_path / "tasks" / stage, env, "ppo", name, seed, level, start=means[env])
-        for arm in ("acpg", "acpg.8e-3"):  # far ahead, of a seed that the file does not name
+        for arm in [] if whole else ("acpg", "acpg.8e-3"):  # far ahead, of a seed that the file does not name
             write_run(tmp_path / "tasks" / stage, "CartPole-v1", "ppo", arm, 7, 1e5)
             write_run(tmp_path / "tasks" / stage, "CartPole-v1", "ppo", arm.replace("acpg", "baseline"), 7, 9.0)
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        assert (tmp_path / "shift.csv").exists() == (tmp_path / "rates.png").exists() == (stage == "grid")
+        assert (tmp_path / "rates.png").exists() == (stage == "grid")
+        assert (tmp_path / "shift.csv").exists() == whole and ("no shifts" in result.stdout) == (2004 in seeds)
     assert not (tmp_path / "comparisons.csv").exists()  # all of these need parts that were not run
     tasks = pd.read_csv(tmp_path / "tasks.csv").set_index(["env", "measure"])
     assert len(tasks) == 10 and (tasks.seeds == 10).all() and (tasks.p_holm <= 0.05).all()
