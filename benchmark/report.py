@@ -497,8 +497,8 @@ def seeds_of(row):
 
 
 def smallest_p(pairs):
-    """The least p that `flip_test` can give for so many pairs."""
-    return max(2 * 0.5**pairs, 1 / 20001) if pairs > 1 else 1
+    """The least p that `flip_test` can give for so many pairs, which have at least one."""
+    return max(2 * 0.5**pairs, 1 / 20001)
 
 
 def interquartile(scores):

@@ -327,6 +327,26 @@ def tuned_shift():
     return table(["task", *measures], [[task, *(row[measure] for measure in measures)] for task, row in lines.items()])
 
 
+MORE_COLLAPSE = {"alignment": ("AC1: alignment", 1), "variability_quotient": ("AC2: variability", -1)}
+MORE_COLLAPSE |= {"etf_error": ("AC3: ETF error", -1)}
+
+
+def tuned_collapse():
+    """Collapse beside reward: over the arms on their tasks, rank correlations of how far a run has collapsed with its
+    final return."""
+    lines, rows = [], read("tuned/collapse.csv")
+    for metric, (name, sign) in MORE_COLLAPSE.items():
+        line = [name]
+        for column in ("correlation", "at_equal_area"):
+            values = [sign * float(row[column]) for row in rows if row["metric"] == metric and row[column]]
+            quarters = statistics.quantiles(values, n=4, method="inclusive")
+            line += [f"{sum(value > 0 for value in values)} of {len(values)}", short(quarters[1], 2)]
+            line[-1] += f" [{short(quarters[0], 2)}, {short(quarters[2], 2)}]"
+        lines.append(line)
+    header = ["more collapse, more reward", "in so many arms on a task", "correlation, median [quartiles]"]
+    return table([*header, "at equal area", "correlation, median [quartiles]"], lines)
+
+
 TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence, "parity": parity}
 TABLES |= {
     "default": default,
@@ -337,7 +357,7 @@ TABLES |= {
 }
 TABLES |= {"tuned primary": tuned_primary, "tuned PPO": partial(tuned_tasks, ["ppo"])}
 TABLES |= {"tuned others": partial(tuned_tasks, ["a2c", "reinforce", "trpo"])}
-TABLES |= {"tuned comparisons": tuned_comparisons, "tuned shift": tuned_shift}
+TABLES |= {"tuned comparisons": tuned_comparisons, "tuned shift": tuned_shift, "tuned collapse": tuned_collapse}
 STUDIES = [f"report-{algo}" for algo in ("ppo", "a2c", "reinforce", "trpo")]
 STUDIES += ["minatar", "large-actions", "tune-ppo", "tune-a2c", "tune-reinforce", "tune-minatar"]
 TABLES |= {f"learning {study}": partial(learning, study) for study in STUDIES}

@@ -39,7 +39,7 @@ def test_a_number_that_differs_is_found(tmp_path, monkeypatch, capsys):
         tables.main()
 
 
-PLACES = {"README.md": 6, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 4}
+PLACES = {"README.md": 6, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 5}
 PLACES |= {"docs/action_collapse.md": 1, "results/emergence/README.md": 1}
 
 
@@ -215,4 +215,19 @@ def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
     (tmp_path / "tuned" / "primary.csv").write_text(head + row)
     assert tables.TABLES["tuned primary"]()[2:] == [
         "| final return | 9 | .010 | [-.010, .030] | below .001 | equivalent |"
+    ]
+
+
+def test_the_table_of_collapse_beside_reward(tmp_path, monkeypatch):
+    """Signs such that above 0 is more collapse with more reward: more alignment, less variability, less error."""
+    (tmp_path / "tuned").mkdir()
+    rows = ["part,env,algo,arm,metric,runs,correlation,at_equal_area", "tasks,c,ppo,acpg,etf_error,0,,"]
+    for metric in ("alignment", "variability_quotient", "etf_error"):
+        rows += [f"tasks,{env},ppo,acpg,{metric},20,{x},{x / 2}" for env, x in (("a", 0.2), ("b", -0.6), ("c", 0.4))]
+    (tmp_path / "tuned" / "collapse.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.TABLES["tuned collapse"]()[2:] == [
+        "| AC1: alignment | 2 of 3 | .20 [-.20, .30] | 2 of 3 | .10 [-.10, .15] |",
+        "| AC2: variability | 1 of 3 | -.20 [-.30, .20] | 1 of 3 | -.10 [-.15, .10] |",
+        "| AC3: ETF error | 1 of 3 | -.20 [-.30, .20] | 1 of 3 | -.10 [-.15, .10] |",
     ]
