@@ -285,9 +285,10 @@ def task_name(env):
     return env.rpartition(":")[2].rpartition("-v")[0]
 
 
-def tuned_tasks(algos):
-    """ACPG against its baseline on each task, each at its own setting, in area and final return."""
-    lines, rows = [], [row for row in read("tuned/tasks.csv") if row["algo"] in algos]
+def tuned_tasks(algos, path="tuned/tasks.csv", bold=True):
+    """ACPG against its baseline on each task, each at its own setting, in area and final return; bold, where p after
+    Holm is at most .05."""
+    lines, rows = [], [row for row in read(path) if row["algo"] in algos]
     for i in range(0, len(rows), 2):
         settings = [
             rows[i][f"{arm}_at"] + " *edge*" * (rows[i][f"{arm}_edge"] == "True") for arm in ("baseline", "acpg")
@@ -295,7 +296,7 @@ def tuned_tasks(algos):
         what = [task_name(rows[i]["env"]), *settings, rows[i]["seeds"]]
         what = what if len(algos) == 1 else [rows[i]["algo"].upper(), *what]
         for row in rows[i : i + 2]:
-            sure = float(row["p_holm"]) <= 0.05
+            sure = bold and float(row["p_holm"]) <= 0.05
             what.append(f"{short(row['baseline'])}, {short(row['acpg'])}")
             what.append(f"**{between(row)}**" if sure else between(row))
         lines.append(what)
@@ -357,6 +358,7 @@ TABLES |= {
 }
 TABLES |= {"tuned primary": tuned_primary, "tuned PPO": partial(tuned_tasks, ["ppo"])}
 TABLES |= {"tuned others": partial(tuned_tasks, ["a2c", "reinforce", "trpo"])}
+TABLES |= {"tuned common": partial(tuned_tasks, ["ppo", "a2c", "reinforce", "trpo"], "tuned/common.csv", bold=False)}
 TABLES |= {"tuned comparisons": tuned_comparisons, "tuned shift": tuned_shift, "tuned collapse": tuned_collapse}
 STUDIES = [f"report-{algo}" for algo in ("ppo", "a2c", "reinforce", "trpo")]
 STUDIES += ["minatar", "large-actions", "tune-ppo", "tune-a2c", "tune-reinforce", "tune-minatar"]

@@ -3,9 +3,10 @@
     bash benchmark.sh --study benchmark/tuned.toml    # the study itself: 25 to 30 core-hours, to results/tuned
     python studies/tuned.py                           # tables and a figure, beside it
 
-tasks.csv: ACPG against its baseline on each task; comparisons.csv: docs/study.md's questions; shift.csv: how far apart
-the curves of score against rate lie; collapse.csv: collapse beside reward; rates.png. Reads the runs of results/tuned,
-packed or not, as far as there are any.
+tasks.csv: ACPG against its baseline on each task; common.csv: the same, each arm at one setting for all tasks of a
+part; comparisons.csv: docs/study.md's questions; shift.csv: how far apart the curves of score against rate lie;
+collapse.csv: collapse beside reward; rates.png. Reads the runs of results/tuned, packed or not, as far as there are
+any.
 """
 
 import sys
@@ -54,6 +55,7 @@ COMPARISONS = [
     ("scale 10 against 1", "scale-10", "default", ("scale",)),
     ("start of the features, gain .1 against sqrt 2", "default", "gain-1.41", ("scale",)),
 ]
+ONE_SETTING = ("tasks", "minatar")  # the parts of PPO that have one setting for several tasks
 MARGIN = 0.05  # differences within it count as none
 HIGH = 2  # of the grid's rates are its high ones
 CHOICE = ("CartPole-v1", "Acrobot-v1", "LunarLander-v3")  # on which the default was chosen
@@ -200,9 +202,8 @@ def shift_rows(task, base, treated, rates, rng, resamples=1000):
 def names_of(part, stage):
     """Names of the runs of a stage that the study's file asks for. Unlike the study's own plan it needs none of their
     environments."""
-    seeds, suffixes = {"tuning": part.tuning, "tuned": part.report, "grid": part.grid}[stage], [""]
-    if stage != "tuned":
-        suffixes = [f".{value}" for value in part.values]
+    seeds = {"tuning": part.tuning, "tuned": part.report, "common": part.common, "grid": part.grid}[stage]
+    suffixes = [f".{value}" for value in part.values] if stage in ("tuning", "grid") else [""]
     return {
         run_name(env, f"{algo}_{arm}{suffix}", seed)
         for env, algo, arm in study.cells_of(part)
@@ -214,12 +215,26 @@ def names_of(part, stage):
 def read_part(part, args, thresholds):
     """{stage: run table} of a part, as far as it has been run: of those runs that the study's file asks for."""
     found = {}
-    for stage in ("tuning", "tuned", "grid"):
+    for stage in ("tuning", "tuned", "common", "grid"):
         folder, names = args.out / part.name / stage, names_of(part, stage)
         runs = report.find_runs(folder)[0] if folder.is_dir() else []
         if any(run.name in names for run in runs):
             found[stage] = study.scores_of(folder, thresholds, names)
     return found
+
+
+def common_of(part, found, own, common):
+    """The run table of a part at one setting for all of its tasks: the runs made for it and, where a task's own setting
+    is the same, those of the report; None if some are lacking or there is but one task."""
+    if len(part.tasks) == 1 or len(part.values) == 1 or "tuned" not in found:
+        return None
+    at = [key for key in own if own[key] == common[key]]
+    shared = [
+        (env, algo, arm) in at and seed in part.common[arm]
+        for env, algo, arm, seed in found["tuned"][["env", "algo", "arm", "seed"]].itertuples(index=False)
+    ]
+    table = pd.concat([found["tuned"][shared], *([found["common"]] if "common" in found else [])])
+    return table if set(table.name) == names_of(part, "common") else None
 
 
 def collapse_rows(part, args, scores):
@@ -293,19 +308,25 @@ def main():
     if not any(scores.values()):
         fail(f"--out {args.out} holds no runs; run bash benchmark.sh --study benchmark/tuned.toml")
     tuned = {name: found["tuned"] for name, found in scores.items() if "tuned" in found}
-    settings = {}
+    settings, commons, common_settings = {}, {}, {}
     for part in parts:
         if part.name in tuned:
             settings[part.name] = dict.fromkeys(study.cells_of(part), part.values[0] if len(part.values) == 1 else "")
             if "tuning" in scores[part.name]:
-                settings[part.name], _ = study.choose(scores[part.name]["tuning"], part)
+                settings[part.name], common = study.choose(scores[part.name]["tuning"], part)
+                table = common_of(part, scores[part.name], settings[part.name], common)
+                if table is not None:
+                    commons[part.name], common_settings[part.name] = table, common
     save_rows(args.out / "tasks.csv", task_rows(parts, tuned, settings))
+    save_rows(args.out / "common.csv", task_rows(parts, commons, common_settings))
     named = {part.name: part for part in parts}
     rows = [
         row
         for *question, names in COMPARISONS
         for row in compare(*question, [named[name] for name in names], tuned, settings)
     ]
+    several = [named[name] for name in ONE_SETTING]
+    rows += compare("all of it, one setting for all tasks", "acpg", "baseline", several, commons, common_settings)
     save_rows(args.out / "comparisons.csv", [*rows, *high_rates(parts, scores)])
     collapse = [collapse_rows(part, args, tuned[part.name]) for part in parts if part.name in tuned]
     save_rows(args.out / "collapse.csv", [row for rows in collapse for row in rows])

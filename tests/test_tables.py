@@ -39,7 +39,7 @@ def test_a_number_that_differs_is_found(tmp_path, monkeypatch, capsys):
         tables.main()
 
 
-PLACES = {"README.md": 6, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 5}
+PLACES = {"README.md": 6, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 6}
 PLACES |= {"docs/action_collapse.md": 1, "results/emergence/README.md": 1}
 
 
@@ -197,6 +197,10 @@ def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
         "| A2C | CartPole | 2e-3 | 2e-3 | 10 | .500, .400 | **-.100 [-.200, -.010]** | "
         ".500, .400 | -.100 [-.200, -.010] |"
     ]
+    (tmp_path / "tuned" / "common.csv").write_text((tmp_path / "tuned" / "tasks.csv").read_text())
+    lines = tables.TABLES["tuned common"]()[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [["| PPO", "Pendulum51"], ["| A2C", "CartPole"]]
+    assert "**" not in "".join(lines)
     head = "task,measure,estimate,low,high,identified\n"
     rows = ["CartPole-v1,shift,.2,.1,.3,True", "CartPole-v1,left,.01,0,.02,False"]
     (tmp_path / "tuned" / "shift.csv").write_text(head + "\n".join(rows) + "\n")

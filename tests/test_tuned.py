@@ -249,6 +249,35 @@ def test_names_are_those_of_the_studys_plan(tmp_path):
     plans = study.plan_all([part], study.sweeps.Args(out=tmp_path))
     for stage, what in (("tuning", "tuning"), ("tuned", "report"), ("grid", "grid")):
         assert tuned.names_of(part, stage) == {job.path.name for job in plans["tasks", what]}
+    common = {job.path.name for job in plans["tasks", "report"] if job.args["seed"] < 1011}  # of controls less
+    assert tuned.names_of(part, "common") < common and len(tuned.names_of(part, "common")) == 5 * (2 * 10 + 4 * 5)
+
+
+def test_one_setting_for_all_tasks():
+    """Of the runs made for it, and of the report's where a task's own setting is the same; not where seeds lack."""
+    arms = {"baseline": 0.5, "acpg": 0.6}
+    seeds = {arm: [1, 2, 3] for arm in arms}
+    part = make_part(
+        tasks={"a": 1, "b": 1}, arms=["baseline", "acpg"], common=seeds, report=seeds | {"acpg": [1, 2, 3, 4]}
+    )
+    own = {(env, "ppo", arm): "1e-2" for env in "ab" for arm in arms} | {("b", "ppo", "acpg"): "1e-3"}
+    common = dict.fromkeys(own, "1e-2")
+
+    def named(envs, arms, seeds, level):
+        table = make_scores(dict.fromkeys(arms, level), envs, 5)
+        table = table[table.seed.isin(seeds)]
+        return table.assign(name=[f"{r.env}__ppo_{r.arm}__{r.seed}" for r in table.itertuples()])
+
+    found = {"tuned": named("ab", arms, [1, 2, 3, 4], 0.5), "common": named("b", ["acpg"], [1, 2, 3], 0.9)}
+    table = tuned.common_of(part, found, own, common)
+    assert len(table) == 2 * 2 * 3 and table.seed.max() == 3
+    means = table.groupby(["env", "arm"]).norm_final.mean()
+    assert means["b", "acpg"] == pytest.approx(0.9, abs=0.03)
+    assert means["a", "acpg"] == pytest.approx(0.5, abs=0.03) == means["b", "baseline"]
+    assert tuned.common_of(part, {"tuned": found["tuned"]}, own, common) is None
+    assert tuned.common_of(part, found | {"common": found["common"][1:]}, own, common) is None
+    assert tuned.common_of(part, {}, own, common) is None
+    assert tuned.common_of(make_part(tasks={"a": 1}), found, own, common) is None
 
 
 def test_without_runs(tmp_path):
