@@ -426,11 +426,11 @@ def p_value(tasks, resamples=20_000):
     return max(1 - low, 2 / resamples)  # the least that so many resamples can tell
 
 
-def paired_cells(part, args, arm, measure):
+def paired_cells(part, read, arm, measure):
     """[(baseline's scores, the arm's)] by task, of the same seeds, that a primary outcome compares; in `grid` each
-    seed's mean over the values. Empty if there are none, or in the grid on one of the tasks."""
-    stage = "grid" if measure == "grid" else "tuned"
-    scores = scores_of(args.out / part.name / stage, args.thresholds, args.planned[part.name, stage])
+    seed's mean over the values. Empty if there are none, or in the grid on one of the tasks. `read(part, stage)`: the
+    run table of a stage."""
+    scores = read(part, "grid" if measure == "grid" else "tuned")
     if measure == "grid":
         if (grids := grids_of(scores, part, ["baseline", arm])) is None:
             return []
@@ -444,14 +444,14 @@ def paired_cells(part, args, arm, measure):
     return [tuple(table[f"norm_{measure}"].to_numpy(float) for table in pair) for pair in tables]
 
 
-def primary_rows(outcomes, args, chosen):
+def primary_rows(outcomes, read, chosen, margin=MARGIN):
     """A dict for each primary outcome: its name, the mean over tasks with the intervals at 95 % and at the level
     corrected for their number, p, Holm's p, the verdict, and `one_edge`, on how many tasks the setting of one of the
     arms is at the grid's edge and the other's is not."""
     rows = []
     for outcome, parts in outcomes:
         arm, _, measure = outcome.partition(" ")
-        pairs = [pair for part in parts for pair in paired_cells(part, args, arm, measure)]
+        pairs = [pair for part in parts for pair in paired_cells(part, read, arm, measure)]
         name = f"{arm}, {PRIMARY[measure]}, {' + '.join(part.name for part in parts)}"
         row = {"outcome": name, "tasks": len(pairs), "seeds": min((len(b) for b, _ in pairs), default=0)}
         row["of_tasks"] = sum(len(part.tasks) * len(part.algos) for part in parts)
@@ -464,7 +464,7 @@ def primary_rows(outcomes, args, chosen):
         rows.append(row)
     for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = adjusted
-        row["verdict"] = primary_verdict(row, args.margin)
+        row["verdict"] = primary_verdict(row, margin)
     return rows
 
 
@@ -586,7 +586,10 @@ def write_report(path, parts, outcomes, args, chosen, failed):
     pd.DataFrame(settings).to_csv(args.out / "chosen.csv", index=False)
     if failed:
         lines += [f"**Missing, as they failed: {', '.join(map(sweeps.describe, failed))}.**", ""]
-    rows = primary_rows(outcomes, args, chosen)
+    read = lambda part, stage: scores_of(  # noqa: E731
+        args.out / part.name / stage, args.thresholds, args.planned[part.name, stage]
+    )
+    rows = primary_rows(outcomes, read, chosen, args.margin)
     lines += ["## Primary outcomes", ""]
     if rows:
         pd.DataFrame(rows).to_csv(args.out / "primary.csv", index=False, float_format="%.6g")

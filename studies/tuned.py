@@ -3,10 +3,10 @@
     bash benchmark.sh --study benchmark/tuned.toml    # the study itself: 25 to 30 core-hours, to results/tuned
     python studies/tuned.py                           # tables and a figure, beside it
 
-tasks.csv: ACPG against its baseline on each task; common.csv: the same, each arm at one setting for all tasks of a
-part; comparisons.csv: docs/study.md's questions; shift.csv: how far apart the curves of score against rate lie;
-collapse.csv: collapse beside reward; rates.png. Reads the runs of results/tuned, packed or not, as far as there are
-any.
+primary.csv: the primary outcomes; tasks.csv: ACPG against its baseline on each task; common.csv: the same, each arm at
+one setting for all tasks of a part; comparisons.csv: docs/study.md's questions; shift.csv: how far apart the curves of
+score against rate lie; collapse.csv: collapse beside reward; rates.png. Reads the runs of results/tuned, packed or not,
+as far as there are any. What was asked after the results had been seen: studies/tuned_checks.py.
 """
 
 import sys
@@ -142,6 +142,9 @@ def task_rows(parts, tuned, settings):
             own = {"algo": algo, "env": env, "seeds": len(pair[0]), "flag": part.flag}
             own |= dict(zip(("baseline_at", "acpg_at"), chosen, strict=True))
             own |= {f"{arm}_edge": at in edges for arm, at in zip(("baseline", "acpg"), chosen, strict=True)}
+            own |= {
+                f"{arm}_reached": int(side.reached.sum()) for arm, side in zip(("baseline", "acpg"), pair, strict=True)
+            }
             for measure in ("auc", "final"):
                 base, treated = (side[f"norm_{measure}"].to_numpy(float) for side in pair)
                 difference, low, high = aggregate("mean", [base], [treated], np.random.default_rng(0), 20_000)
@@ -212,14 +215,14 @@ def names_of(part, stage):
     }
 
 
-def read_part(part, args, thresholds):
+def read_part(part, out, thresholds):
     """{stage: run table} of a part, as far as it has been run: of those runs that the study's file asks for."""
     found = {}
     for stage in ("tuning", "tuned", "common", "grid"):
-        folder, names = args.out / part.name / stage, names_of(part, stage)
+        folder, names = out / part.name / stage, names_of(part, stage)
         runs = report.find_runs(folder)[0] if folder.is_dir() else []
         if any(run.name in names for run in runs):
-            found[stage] = study.scores_of(folder, thresholds, names)
+            found[stage] = study.scores_of(folder, thresholds, names, keep=False)
     return found
 
 
@@ -298,27 +301,58 @@ def save_rows(path, rows):
         pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
 
 
-def main():
-    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
-    parts, _, thresholds, _ = study.read_study(ROOT / "benchmark" / "tuned.toml")
+def primary_rows(outcomes, scores, settings):
+    """Rows of primary.csv, as the study itself has them; none, and a line that says so, while runs are lacking."""
+    needed = {
+        (part.name, stage): names_of(part, stage)
+        for outcome, parts in outcomes
+        for part in parts
+        for stage in ["grid" if outcome.endswith(" grid") else "tuned"]
+    }
+    lacking = sum(len(names - names_in(scores[name], stage)) for (name, stage), names in needed.items())
+    if lacking:
+        print(f"left out, as {lacking} of their runs are lacking: the primary outcomes")
+        return []
+    chosen = {name: (own, {}) for name, own in settings.items()}
+    return study.primary_rows(outcomes, lambda part, stage: scores[part.name][stage], chosen, MARGIN)
+
+
+def names_in(found, stage):
+    return set(found[stage].name) if stage in found else set()
+
+
+def read_all(out):
+    """(parts, outcomes, {part: {stage: run table}}, {part: {cell: its own setting}}, {part: {cell: the one for all
+    tasks}}) of the tuned study in a folder; settings of those parts that have runs of the report."""
+    parts, outcomes, thresholds, _ = study.read_study(ROOT / "benchmark" / "tuned.toml")
     try:
-        scores = {part.name: read_part(part, args, thresholds) for part in parts}
+        scores = {part.name: read_part(part, out, thresholds) for part in parts}
     except Damaged as error:
         fail(f"{error}; remove or restore it")
     if not any(scores.values()):
-        fail(f"--out {args.out} holds no runs; run bash benchmark.sh --study benchmark/tuned.toml")
-    tuned = {name: found["tuned"] for name, found in scores.items() if "tuned" in found}
-    settings, commons, common_settings = {}, {}, {}
+        fail(f"--out {out} holds no runs; run bash benchmark.sh --study benchmark/tuned.toml")
+    settings, common = {}, {}
     for part in parts:
-        if part.name in tuned:
+        if "tuned" in scores[part.name]:
             settings[part.name] = dict.fromkeys(study.cells_of(part), part.values[0] if len(part.values) == 1 else "")
             if "tuning" in scores[part.name]:
-                settings[part.name], common = study.choose(scores[part.name]["tuning"], part)
-                table = common_of(part, scores[part.name], settings[part.name], common)
-                if table is not None:
-                    commons[part.name], common_settings[part.name] = table, common
+                settings[part.name], common[part.name] = study.choose(scores[part.name]["tuning"], part)
+    return parts, outcomes, scores, settings, common
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
+    parts, outcomes, scores, settings, common = read_all(args.out)
+    tuned = {name: found["tuned"] for name, found in scores.items() if "tuned" in found}
+    commons = {
+        part.name: table
+        for part in parts
+        if part.name in common
+        and (table := common_of(part, scores[part.name], settings[part.name], common[part.name])) is not None
+    }
+    save_rows(args.out / "primary.csv", primary_rows(outcomes, scores, settings))
     save_rows(args.out / "tasks.csv", task_rows(parts, tuned, settings))
-    save_rows(args.out / "common.csv", task_rows(parts, commons, common_settings))
+    save_rows(args.out / "common.csv", task_rows(parts, commons, common))
     named = {part.name: part for part in parts}
     rows = [
         row
@@ -326,7 +360,7 @@ def main():
         for row in compare(*question, [named[name] for name in names], tuned, settings)
     ]
     several = [named[name] for name in ONE_SETTING]
-    rows += compare("all of it, one setting for all tasks", "acpg", "baseline", several, commons, common_settings)
+    rows += compare("all of it, one setting for all tasks", "acpg", "baseline", several, commons, common)
     save_rows(args.out / "comparisons.csv", [*rows, *high_rates(parts, scores)])
     collapse = [collapse_rows(part, args, tuned[part.name]) for part in parts if part.name in tuned]
     save_rows(args.out / "collapse.csv", [row for rows in collapse for row in rows])
@@ -339,7 +373,7 @@ def main():
         grids |= all_cells(found, part)
         if "grid" not in found:
             continue
-        lacking = names_of(part, "grid") - set(found["grid"].name)
+        lacking = names_of(part, "grid") - names_in(found, "grid")
         both = study.grids_of(found["grid"], part, ["baseline", "acpg"])
         if lacking or both is None:  # fewer seeds than were planned are the ones that happened to be first
             print(f"{args.out / part.name / 'grid'} lacks {len(lacking)} of its runs: no shifts")

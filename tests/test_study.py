@@ -214,13 +214,11 @@ def test_scores_of_runs(tmp_path):
     assert list(scores.norm_final) == [0, pytest.approx((665 - 200) / 200, abs=0.03), pytest.approx(5.2, abs=0.05)]
 
 
-def test_a_primary_outcome_of_the_grid_has_one_score_a_seed(monkeypatch, tmp_path):
+def test_a_primary_outcome_of_the_grid_has_one_score_a_seed():
     """Its mean over the values, so that a seed that is good at all of them counts once."""
     scores = make_scores({(env, arm): [0.2, 0.5, 0.3] for env in "ab" for arm in ("baseline", "acpg")})
     scores.loc[(scores.env == "b") & (scores.arm == "acpg.1e-1"), "norm_auc"] += 0.3
-    monkeypatch.setattr(study, "scores_of", lambda folder, thresholds, names: scores)
-    args = SimpleNamespace(out=tmp_path, thresholds={}, planned={("p", "grid"): set()})
-    pairs = study.paired_cells(make_part(), args, "acpg", "grid")
+    pairs = study.paired_cells(make_part(), lambda part, stage: scores if stage == "grid" else None, "acpg", "grid")
     third = 1 / 3
     expected = [[[third - 0.05, third + 0.05]] * 2, [[third - 0.05, third + 0.05], [third + 0.05, third + 0.15]]]
     np.testing.assert_allclose(pairs, expected)
@@ -250,9 +248,9 @@ def test_a_primary_outcome_without_pairs_has_no_verdict(monkeypatch):
     (part,), outcomes, *_ = study.read_study(ROOT / "benchmark" / "small.toml")
     rng = np.random.default_rng(0)
     own = [(rng.normal(0.5, 0.01, size=20), rng.normal(0.8, 0.01, size=20))]
-    monkeypatch.setattr(study, "paired_cells", lambda part, args, arm, measure: own if arm == "acpg" else [])
+    monkeypatch.setattr(study, "paired_cells", lambda part, read, arm, measure: own if arm == "acpg" else [])
     chosen = dict.fromkeys(study.cells_of(part), "2.5e-3")
-    rows = study.primary_rows(outcomes, SimpleNamespace(margin=0.05), {part.name: (chosen, chosen)})
+    rows = study.primary_rows(outcomes, None, {part.name: (chosen, chosen)})
     assert [row["verdict"] for row in rows] == ["ahead", "none: runs of 0 of 1 tasks"]
 
 
@@ -380,7 +378,7 @@ def test_primary_outcomes_over_parts(tmp_path, monkeypatch):
     base = rng.normal(0.5, 0.01, size=20)
     gains = {"auc": (0.2,), "final": (0.0, 0.5)}  # of the first part, of the second
 
-    def cells(part, args, arm, measure):
+    def cells(part, read, arm, measure):
         gain = -0.3 if arm == "frozen" else gains[measure][parts.index(part)]
         return [(base, base + gain + rng.normal(0, 0.01, size=20))]  # one for each part's single task
 
@@ -390,7 +388,7 @@ def test_primary_outcomes_over_parts(tmp_path, monkeypatch):
         for env in parts[0].tasks
         for arm, value in (("baseline", "2.5e-3"), ("acpg", "5e-4"), ("frozen", "2.5e-3"))
     }
-    rows = study.primary_rows(outcomes, SimpleNamespace(margin=0.05), {part.name: (own, own) for part in parts})
+    rows = study.primary_rows(outcomes, None, {part.name: (own, own) for part in parts})
     assert [row["one_edge"] for row in rows] == [1, 0, 2]
     assert [row["verdict"] for row in rows] == ["ahead", "behind", "ahead"]
     assert [row["difference"] for row in rows] == [pytest.approx(x, abs=0.02) for x in (0.2, -0.3, 0.25)]

@@ -77,7 +77,9 @@ def make_scores(arms, envs=("a", "b"), seeds=6):
     """Run tables in which {arm: final return} holds up to a little noise; areas are a tenth less."""
     rng = np.random.default_rng(0)
     rows = [
-        {"env": env, "algo": "ppo", "arm": arm, "seed": seed, "norm_final": x, "norm_auc": x - 0.1} | WELL
+        {"env": env, "algo": "ppo", "arm": arm, "seed": seed, "norm_final": x, "norm_auc": x - 0.1}
+        | {"reached": x >= 0.75}
+        | WELL
         for env in envs
         for arm, level in arms.items()
         for seed in range(seeds)
@@ -217,6 +219,7 @@ def test_single_tasks():
     }
     assert len(rows) == 6
     assert rows["ppo", "a", "auc"]["difference"] == pytest.approx(0.3, abs=0.02)
+    assert [rows["ppo", "a", "auc"][f"{arm}_reached"] for arm in ("baseline", "acpg")] == [0, 12]
     assert rows["ppo", "b", "final"]["high"] < 0 and rows["ppo", "b", "final"]["acpg_at"] == "2.5e-2"
     assert not rows["ppo", "a", "auc"]["acpg_edge"] and not rows["ppo", "b", "auc"]["baseline_edge"]
     assert rows["ppo", "b", "auc"]["acpg_edge"]
