@@ -299,9 +299,10 @@ def tuned_tasks(algos, path="tuned/tasks.csv", bold=True):
             sure = bold and float(row["p_holm"]) <= 0.05
             what.append(f"{short(row['baseline'])}, {short(row['acpg'])}")
             what.append(f"**{between(row)}**" if sure else between(row))
+        what.append(f"{rows[i]['baseline_reached']}, {rows[i]['acpg_reached']}")
         lines.append(what)
     header = ["task", "baseline's setting", "ACPG's", "seeds", "area: baseline, ACPG", "difference, 95 %"]
-    header += ["final return: baseline, ACPG", "difference, 95 %"]
+    header += ["final return: baseline, ACPG", "difference, 95 %", "reached the threshold: baseline, ACPG"]
     return table(header if len(algos) == 1 else ["algorithm", *header], lines)
 
 
@@ -324,12 +325,85 @@ def tuned_shift():
         text += f" [{short(row['low'], 2)}, {short(row['high'], 2)}]" if row["low"] else ""  # a plateau has none
         text += "" if row["identified"] == "True" else ", not identified"
         lines.setdefault(task_name(row["task"]), {})[row["measure"]] = text
-    measures = list(next(iter(lines.values())))
-    return table(["task", *measures], [[task, *(row[measure] for measure in measures)] for task, row in lines.items()])
+    measures = {"shift, decades": "shift, decades", "left after it": "left after it"}
+    measures["best rate of each task"] = "difference at each one's best rate"
+    measures["plateau, decades"] = "difference of plateaus, decades"
+    rows = [[task, *(row[measure] for measure in measures)] for task, row in lines.items()]
+    return table(["task", *measures.values()], rows)
+
+
+def tuned_shift_without():
+    """The shifts without the highest rate."""
+    lines = {}
+    for row in read("tuned/shift_without.csv"):
+        text = f"{short(row['estimate'], 2)} [{short(row['low'], 2)}, {short(row['high'], 2)}]"
+        lines.setdefault(task_name(row["task"]), []).append(text + ", not identified" * (row["identified"] != "True"))
+    header = ["task", "shift without the highest rate, decades", "left after it"]
+    return table(header, [[task, *cells] for task, cells in lines.items()])
+
+
+def tuned_by_task():
+    """PPO's comparisons on each task, in area and final return."""
+    pairs = [
+        ("acpg", "learned"),
+        ("scaled", "normalised"),
+        ("acpg", "random"),
+        ("scaled", "acpg"),
+        ("learned", "baseline"),
+    ]
+    lines = {}
+    for row in read("tuned/by_task.csv"):
+        if (row["arm"], row["against"]) in pairs:
+            key = task_name(row["env"]), row["measure"]
+            lines.setdefault(key, {})[row["arm"], row["against"]] = between(row)
+    rows = [[task, NAMES[measure], *(lines[task, measure][pair] for pair in pairs)] for task, measure in sorted(lines)]
+    return table(["task", "measure", *(f"`{arm}` minus `{against}`" for arm, against in pairs)], rows)
+
+
+def tuned_rest():
+    """ACPG minus baseline with PPO over all of the six tasks but one."""
+    lines = {}
+    for row in read("tuned/by_task.csv"):
+        if row["question"] == "PPO, six tasks":
+            numbers = {key: row[f"rest_{key}"] for key in ("difference", "low", "high")}
+            lines.setdefault(task_name(row["env"]), []).append(between(numbers))
+    return table(["left out", "area", "final return"], [[task, *cells] for task, cells in lines.items()])
+
+
+def tuned_choice():
+    """How close the choice of each setting was, for PPO's baseline and ACPG."""
+    lines = {}
+    for row in read("tuned/choice.csv"):
+        if row["algo"] == "ppo" and row["arm"] in ("baseline", "acpg"):
+            cells = lines.setdefault(task_name(row["env"]), [])
+            for kind in ("chosen", "second"):
+                cells.append(f"{row[kind]}: {short(row[kind + '_area'])}, {100 * float(row[kind + '_share']):.0f} %")
+    header = ["task", "baseline's: area, share of resamples", "second best", "ACPG's", "second best"]
+    return table(header, [[task, *cells] for task, cells in lines.items()])
+
+
+def tuned_rates():
+    """ACPG minus baseline in area at each rate."""
+    lines, rates = {}, {}
+    for row in read("tuned/rates.csv"):
+        lines.setdefault(task_name(row["env"]), []).append(between(row))
+        rates[row["value"]] = None
+    return table(["task", *rates], [[task, *cells] for task, cells in lines.items()])
+
+
+def tuned_failures():
+    """Runs of each arm that failed at the highest rate."""
+    rows = read("tuned/rates.csv")
+    rows = [row for row in rows if row["value"] == max((row["value"] for row in rows), key=float)]
+    arms = [key.removesuffix("_failed") for key in rows[0] if key.endswith("_failed")]
+    lines = [
+        [task_name(row["env"]), *(f"{row[f'{arm}_failed']} of {row[f'{arm}_runs']}" for arm in arms)] for row in rows
+    ]
+    return table(["task", *(f"`{arm}`" for arm in arms)], lines)
 
 
 MORE_COLLAPSE = {"alignment": ("AC1: alignment", 1), "variability_quotient": ("AC2: variability", -1)}
-MORE_COLLAPSE |= {"etf_error": ("AC3: ETF error", -1)}
+MORE_COLLAPSE |= {"etf_error": ("AC3: ETF error", -1), "all three": ("all three", None)}
 
 
 def tuned_collapse():
@@ -337,14 +411,15 @@ def tuned_collapse():
     final return."""
     lines, rows = [], read("tuned/collapse.csv")
     for metric, (name, sign) in MORE_COLLAPSE.items():
-        line = [name]
-        for column in ("correlation", "at_equal_area"):
-            values = [sign * float(row[column]) for row in rows if row["metric"] == metric and row[column]]
+        own = [row for row in rows if row["metric"] == metric]
+        line = [name, f"{sum(int(row['met']) for row in own):,} of {sum(int(row['runs']) for row in own):,}"]
+        for column in [] if sign is None else ("correlation", "at_equal_area"):
+            values = [sign * float(row[column]) for row in own if row[column]]
             quarters = statistics.quantiles(values, n=4, method="inclusive")
             line += [f"{sum(value > 0 for value in values)} of {len(values)}", short(quarters[1], 2)]
             line[-1] += f" [{short(quarters[0], 2)}, {short(quarters[2], 2)}]"
-        lines.append(line)
-    header = ["more collapse, more reward", "in so many arms on a task", "correlation, median [quartiles]"]
+        lines.append([*line, *[""] * (6 - len(line))])
+    header = ["", "runs that meet it", "more with more reward: arms on a task", "correlation, median [quartiles]"]
     return table([*header, "at equal area", "correlation, median [quartiles]"], lines)
 
 
@@ -360,6 +435,8 @@ TABLES |= {"tuned primary": tuned_primary, "tuned PPO": partial(tuned_tasks, ["p
 TABLES |= {"tuned others": partial(tuned_tasks, ["a2c", "reinforce", "trpo"])}
 TABLES |= {"tuned common": partial(tuned_tasks, ["ppo", "a2c", "reinforce", "trpo"], "tuned/common.csv", bold=False)}
 TABLES |= {"tuned comparisons": tuned_comparisons, "tuned shift": tuned_shift, "tuned collapse": tuned_collapse}
+TABLES |= {"tuned shift without": tuned_shift_without, "tuned by task": tuned_by_task, "tuned rest": tuned_rest}
+TABLES |= {"tuned choice": tuned_choice, "tuned rates": tuned_rates, "tuned failures": tuned_failures}
 STUDIES = [f"report-{algo}" for algo in ("ppo", "a2c", "reinforce", "trpo")]
 STUDIES += ["minatar", "large-actions", "tune-ppo", "tune-a2c", "tune-reinforce", "tune-minatar"]
 TABLES |= {f"learning {study}": partial(learning, study) for study in STUDIES}

@@ -240,17 +240,25 @@ def common_of(part, found, own, common):
     return table if set(table.name) == names_of(part, "common") else None
 
 
-def collapse_rows(part, args, scores):
-    """Rows of collapse.csv: does more collapse at the end go with more final return? Spearman's rank correlation over
-    an arm's runs on a task, and the partial one at equal area, where the metric is defined in at least eight runs."""
-    runs, curves, *_ = report.read_runs(args.out / part.name / "tuned")
-    for metric in ("alignment", "variability_quotient", "etf_error"):
+COLLAPSED = {"alignment": (1, 0.99), "variability_quotient": (-1, 0.01), "etf_error": (-1, 0.05)}  # (sign, bound)
+
+
+def collapse_rows(part, out, scores):
+    """Rows of collapse.csv. Does more collapse at the end go with more final return? Spearman's rank correlation over
+    an arm's runs on a task, and the partial one at equal area, where the metric is defined in at least eight runs.
+    `met`: in how many runs it meets the bound of docs/action_collapse.md, and `all three`; of two actions, whose ETF
+    error says nothing, the other two."""
+    runs, curves, *_ = report.read_runs(out / part.name / "tuned")
+    for metric in COLLAPSED:
         runs[metric] = [curve.get(f"collapse/{metric}", np.array([np.nan]))[-1] for curve in curves]
     table = runs.merge(scores[["env", "algo", "arm", "seed", "final", "auc"]], on=["env", "algo", "arm", "seed"])
+    met = pd.DataFrame({metric: sign * table[metric] >= sign * bound for metric, (sign, bound) in COLLAPSED.items()})
+    met["all three"] = met.alignment & met.variability_quotient & (met.etf_error | table.etf_error.isna())
     for (env, algo, arm), group in table.groupby(["env", "algo", "arm"], sort=False):
-        for metric in ("alignment", "variability_quotient", "etf_error"):
+        own = {"part": part.name, "env": env, "algo": algo, "arm": arm}
+        for metric in COLLAPSED:
             known = group[group[metric].notna()]
-            row = {"part": part.name, "env": env, "algo": algo, "arm": arm, "metric": metric, "runs": len(known)}
+            row = own | {"metric": metric, "runs": len(known), "met": int(met.loc[known.index, metric].sum())}
             ranks = np.array([stats.rankdata(known[column]) for column in (metric, "final", "auc")])
             if len(known) >= 8 and np.ptp(ranks, axis=1).all():  # else all runs are alike in one of them
                 r = np.corrcoef(ranks)
@@ -259,6 +267,7 @@ def collapse_rows(part, args, scores):
                 if rest > 1e-6:  # else the one's ranks are those of the area
                     row["at_equal_area"] = (r[0, 1] - r[0, 2] * r[1, 2]) / rest
             yield row
+        yield own | {"metric": "all three", "runs": len(group), "met": int(met.loc[group.index, "all three"].sum())}
 
 
 # Figures
@@ -362,7 +371,7 @@ def main():
     several = [named[name] for name in ONE_SETTING]
     rows += compare("all of it, one setting for all tasks", "acpg", "baseline", several, commons, common)
     save_rows(args.out / "comparisons.csv", [*rows, *high_rates(parts, scores)])
-    collapse = [collapse_rows(part, args, tuned[part.name]) for part in parts if part.name in tuned]
+    collapse = [collapse_rows(part, args.out, tuned[part.name]) for part in parts if part.name in tuned]
     save_rows(args.out / "collapse.csv", [row for rows in collapse for row in rows])
     grids, rows, rng = {}, [], np.random.default_rng(0)
     for part in parts:

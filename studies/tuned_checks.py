@@ -20,6 +20,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmark"), str(ROOT / "studies")]
 import study  # noqa: E402
 import tuned  # noqa: E402
 from intervals import aggregate, paired_tasks  # noqa: E402
+from tuned import Args  # noqa: E402
+
+QUESTIONS = [("PPO, six tasks", "acpg", "baseline", tuned.PPO), *tuned.COMPARISONS]
 
 
 def mean_over(pairs, resamples):
@@ -34,9 +37,7 @@ def by_task(question, arm, against, tables, resamples=20_000):
     scores = pd.concat(tables)
     pairs = paired_tasks(scores[scores.norm_final.notna()], arm, against)
     for measure in ("auc", "final"):
-        both = {
-            task: [side[f"norm_{measure}"].to_numpy(float) for side in pair] for task, pair in pairs.items() if pairs
-        }
+        both = {task: [side[f"norm_{measure}"].to_numpy(float) for side in pair] for task, pair in pairs.items()}
         for task, pair in both.items():
             row = {"question": question, "arm": arm, "against": against, "env": task[0], "algo": task[1]}
             row |= {"measure": measure, "seeds": len(pair[0])} | mean_over([pair], resamples)
@@ -84,10 +85,10 @@ def at_each_rate(part, scores, resamples=20_000):
 
 
 def main():
-    args = tyro.cli(tuned.Args, description=__doc__.partition("\n\n")[0])
+    args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     parts, _, scores, _, _ = tuned.read_all(args.out)
     named, rows = {part.name: part for part in parts}, []
-    for question, arm, against, names in tuned.COMPARISONS:
+    for question, arm, against, names in QUESTIONS:
         tables = [scores[name]["tuned"] for name in names if "tuned" in scores[name]]
         if len(tables) == len(names) and "held out" not in question:
             rows += by_task(question, arm, against, tables)

@@ -52,6 +52,7 @@ STUDIES = (
     "tabular",
     "theory",
     "tuned",
+    "tuned_checks",
 )
 STUDIES += ("throughput",)
 POSITIONAL = {"evaluate": ["run"], "report": ["."], "learning": ["report-ppo"]}

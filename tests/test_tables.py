@@ -39,7 +39,7 @@ def test_a_number_that_differs_is_found(tmp_path, monkeypatch, capsys):
         tables.main()
 
 
-PLACES = {"README.md": 6, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 6}
+PLACES = {"README.md": 6, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 12}
 PLACES |= {"docs/action_collapse.md": 1, "results/emergence/README.md": 1}
 
 
@@ -180,31 +180,38 @@ def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
     """Wins and losses alike, bold only if they survive Holm; what is not identified says so."""
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "tuned").mkdir()
-    head = "algo,env,seeds,flag,baseline_at,acpg_at,baseline_edge,acpg_edge,"
+    head = "algo,env,seeds,flag,baseline_at,acpg_at,baseline_edge,acpg_edge,baseline_reached,acpg_reached,"
     head += "measure,baseline,acpg,difference,low,high,p,p_holm\n"
     rows = [
-        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-2,False,True,auc,.5,.6,.1,.05,.15,.001,.01",
-        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-2,False,True,final,.9,.8,-.1,-.15,-.05,.1,.2",
-        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,False,False,auc,.5,.4,-.1,-.2,-.01,.01,.04",
-        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,False,False,final,.5,.4,-.1,-.2,-.01,.01,.06",
+        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-2,False,True,7,19,auc,.5,.6,.1,.05,.15,.001,.01",
+        "ppo,environments.discretized:Pendulum51-v0,20,--learning-rate,8e-3,2.5e-2,False,True,7,19,final,.9,.8,-.1,-.15,-.05,.1,.2",
+        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,False,False,1,2,auc,.5,.4,-.1,-.2,-.01,.01,.04",
+        "a2c,CartPole-v1,10,--learning-rate,2e-3,2e-3,False,False,1,2,final,.5,.4,-.1,-.2,-.01,.01,.06",
     ]
     (tmp_path / "tuned" / "tasks.csv").write_text(head + "\n".join(rows) + "\n")
     assert tables.TABLES["tuned PPO"]()[2:] == [
         "| Pendulum51 | 8e-3 | 2.5e-2 *edge* | 20 | .500, .600 | **.100 [.050, .150]** | "
-        ".900, .800 | -.100 [-.150, -.050] |"
+        ".900, .800 | -.100 [-.150, -.050] | 7, 19 |"
     ]
     assert tables.TABLES["tuned others"]()[2:] == [
         "| A2C | CartPole | 2e-3 | 2e-3 | 10 | .500, .400 | **-.100 [-.200, -.010]** | "
-        ".500, .400 | -.100 [-.200, -.010] |"
+        ".500, .400 | -.100 [-.200, -.010] | 1, 2 |"
     ]
     (tmp_path / "tuned" / "common.csv").write_text((tmp_path / "tuned" / "tasks.csv").read_text())
     lines = tables.TABLES["tuned common"]()[2:]
     assert [line.split(" | ")[:2] for line in lines] == [["| PPO", "Pendulum51"], ["| A2C", "CartPole"]]
     assert "**" not in "".join(lines)
     head = "task,measure,estimate,low,high,identified\n"
-    rows = ["CartPole-v1,shift,.2,.1,.3,True", "CartPole-v1,left,.01,0,.02,False"]
+    rows = ['CartPole-v1,"shift, decades",.2,.1,.3,True', "CartPole-v1,left after it,.01,0,.02,False"]
+    (tmp_path / "tuned" / "shift_without.csv").write_text(head + "\n".join(rows) + "\n")
+    assert tables.TABLES["tuned shift without"]()[2:] == [
+        "| CartPole | .20 [.10, .30] | .01 [.00, .02], not identified |"
+    ]
+    rows += ["CartPole-v1,best rate of each task,-.1,-.2,.3,True", 'CartPole-v1,"plateau, decades",.4,,,True']
     (tmp_path / "tuned" / "shift.csv").write_text(head + "\n".join(rows) + "\n")
-    assert tables.TABLES["tuned shift"]()[2:] == ["| CartPole | .20 [.10, .30] | .01 [.00, .02], not identified |"]
+    assert tables.TABLES["tuned shift"]()[2:] == [
+        "| CartPole | .20 [.10, .30] | .01 [.00, .02], not identified | -.10 [-.20, .30] | .40 |"
+    ]
     head = "question,arm,against,tasks,seeds,one_edge,measure,of_arm,of_against,difference,low,high,lead\n"
     rows = [
         "all,acpg,baseline,9,8,2,auc,.6,.5,.1,.05,.15,ahead",
@@ -225,13 +232,50 @@ def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
 def test_the_table_of_collapse_beside_reward(tmp_path, monkeypatch):
     """Signs such that above 0 is more collapse with more reward: more alignment, less variability, less error."""
     (tmp_path / "tuned").mkdir()
-    rows = ["part,env,algo,arm,metric,runs,correlation,at_equal_area", "tasks,c,ppo,acpg,etf_error,0,,"]
+    rows = ["part,env,algo,arm,metric,runs,met,correlation,at_equal_area", "tasks,c,ppo,acpg,etf_error,0,0,,"]
+    rows += ["tasks,c,ppo,acpg,all three,20,1,,"]
     for metric in ("alignment", "variability_quotient", "etf_error"):
-        rows += [f"tasks,{env},ppo,acpg,{metric},20,{x},{x / 2}" for env, x in (("a", 0.2), ("b", -0.6), ("c", 0.4))]
+        rows += [f"tasks,{env},ppo,acpg,{metric},20,2,{x},{x / 2}" for env, x in (("a", 0.2), ("b", -0.6), ("c", 0.4))]
     (tmp_path / "tuned" / "collapse.csv").write_text("\n".join(rows) + "\n")
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     assert tables.TABLES["tuned collapse"]()[2:] == [
-        "| AC1: alignment | 2 of 3 | .20 [-.20, .30] | 2 of 3 | .10 [-.10, .15] |",
-        "| AC2: variability | 1 of 3 | -.20 [-.30, .20] | 1 of 3 | -.10 [-.15, .10] |",
-        "| AC3: ETF error | 1 of 3 | -.20 [-.30, .20] | 1 of 3 | -.10 [-.15, .10] |",
+        "| AC1: alignment | 6 of 60 | 2 of 3 | .20 [-.20, .30] | 2 of 3 | .10 [-.10, .15] |",
+        "| AC2: variability | 6 of 60 | 1 of 3 | -.20 [-.30, .20] | 1 of 3 | -.10 [-.15, .10] |",
+        "| AC3: ETF error | 6 of 60 | 1 of 3 | -.20 [-.30, .20] | 1 of 3 | -.10 [-.15, .10] |",
+        "| all three | 1 of 20 |  |  |  |  |",
+    ]
+
+
+def test_the_tables_of_the_checks(tmp_path, monkeypatch):
+    (tmp_path / "tuned").mkdir()
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+
+    def lines(name, path, *rows):
+        (tmp_path / "tuned" / path).write_text("\n".join(rows) + "\n")
+        return tables.TABLES[name]()[2:]
+
+    head = "question,arm,against,env,algo,measure,seeds,difference,low,high,rest_difference,rest_low,rest_high"
+    pairs = ("acpg,learned", "scaled,normalised", "acpg,random", "scaled,acpg", "learned,baseline")
+    rows = [f"q,{pair},x:B-v0,ppo,auc,10,.{k},.0{k},.9,0,0,0" for k, pair in enumerate(pairs, 1)]
+    rows += ['"PPO, six tasks",acpg,baseline,A-v1,ppo,auc,20,9,9,9,.2,.1,.3']
+    rows += ['"PPO, six tasks",acpg,baseline,A-v1,ppo,final,20,9,9,9,-.2,-.3,-.1']
+    cells = " | ".join(f".{k}00 [.0{k}0, .900]" for k in range(1, 6))
+    assert lines("tuned by task", "by_task.csv", head, *rows) == [f"| B | area | {cells} |"]
+    assert tables.TABLES["tuned rest"]()[2:] == ["| A | .200 [.100, .300] | -.200 [-.300, -.100] |"]
+    head = "part,env,algo,arm,seeds,chosen,chosen_area,chosen_share,second,second_area,second_share"
+    rows = [
+        "t,A-v1,ppo,baseline,5,8e-3,.61,.5126,8e-4,.6,.39",
+        "t,A-v1,ppo,random,5,1,1,1,1,1,1",
+        "t,A-v1,ppo,acpg,5,8e-4,.7,1,2e-3,.5,0",
+    ]
+    assert lines("tuned choice", "choice.csv", head, *rows) == [
+        "| A | 8e-3: .610, 51 % | 8e-4: .600, 39 % | 8e-4: .700, 100 % | 2e-3: .500, 0 % |"
+    ]
+    head = "part,env,algo,value,seeds,difference,low,high,acpg_runs,acpg_failed,learned_runs,learned_failed"
+    rows = ["t,A-v1,ppo,8e-3,10,.1,0,.2,10,9,5,5", "t,A-v1,ppo,2.5e-2,10,-.1,-.2,0,10,3,5,2"]
+    assert lines("tuned rates", "rates.csv", head, *rows) == ["| A | .100 [.000, .200] | -.100 [-.200, .000] |"]
+    assert tables.TABLES["tuned failures"]() == [
+        "| task | `acpg` | `learned` |",
+        "|---" * 3 + "|",
+        "| A | 3 of 10 | 2 of 5 |",
     ]

@@ -198,6 +198,7 @@ def test_from_runs_to_files(tmp_path):
     assert (shifts.low.isna() == (shifts.measure == "plateau, decades")).all()
     collapse = pd.read_csv(tmp_path / "collapse.csv")
     assert (collapse.runs == 10).all() and set(collapse.arm) == {"baseline", "acpg"}
+    assert set(collapse.metric) == {*tuned.COLLAPSED, "all three"} and (collapse.met == 0).all()
 
 
 def test_single_tasks():
@@ -254,6 +255,31 @@ def test_names_are_those_of_the_studys_plan(tmp_path):
         assert tuned.names_of(part, stage) == {job.path.name for job in plans["tasks", what]}
     common = {job.path.name for job in plans["tasks", "report"] if job.args["seed"] < 1011}  # of controls less
     assert tuned.names_of(part, "common") < common and len(tuned.names_of(part, "common")) == 5 * (2 * 10 + 4 * 5)
+
+
+def test_which_runs_have_collapsed(monkeypatch, tmp_path):
+    """By the bounds of docs/action_collapse.md; where the ETF error is void, as with two actions, by the other two."""
+    rows = [
+        (0.995, 0.005, 0.01),
+        (0.995, 0.005, np.nan),
+        (0.98, 0.005, 0.01),
+        (0.995, 0.02, 0.01),
+        (0.995, 0.005, 0.06),
+    ]
+    curves = [
+        {f"collapse/{metric}": np.array([0.0, x]) for metric, x in zip(tuned.COLLAPSED, row, strict=True)}
+        for row in rows
+    ]
+    runs = pd.DataFrame({"env": "a", "algo": "ppo", "arm": "acpg", "seed": range(5)})
+    scores = runs.assign(final=1.0, auc=1.0)
+    monkeypatch.setattr(tuned.report, "read_runs", lambda folder: (runs, curves, None, None))
+    found = {row["metric"]: row for row in tuned.collapse_rows(make_part(), tmp_path, scores)}
+    assert {metric: (row["met"], row["runs"]) for metric, row in found.items()} == {
+        "alignment": (4, 5),
+        "variability_quotient": (4, 5),
+        "etf_error": (3, 4),
+        "all three": (2, 5),
+    }
 
 
 def test_one_setting_for_all_tasks():

@@ -1,0 +1,67 @@
+"""What studies/tuned_checks.py computes, on runs made up."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import WELL
+from test_study import make_part
+from test_tuned import make_scores
+
+import tuned_checks
+
+VALUES = ("1e-3", "1e-2", "1e-1")
+
+
+def grid_scores(levels, seeds):
+    """A run table of {(arm, value): areas (seeds,)} on one task; final returns are a tenth above."""
+    rows = [
+        {"env": "a", "algo": "ppo", "arm": f"{arm}.{value}", "seed": seed, "norm_auc": x, "norm_final": x + 0.1} | WELL
+        for (arm, value), areas in levels.items()
+        for seed, x in zip(seeds, areas, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_each_task_and_the_mean_over_the_others():
+    tables = [
+        make_scores({"acpg": 0.9, "learned": 0.4}, ("a",), 10),
+        make_scores({"acpg": 0.5, "learned": 0.6}, ("b", "c"), 10),
+    ]
+    rows = list(tuned_checks.by_task("fixing", "acpg", "learned", tables, resamples=200))
+    assert [(row["env"], row["measure"]) for row in rows] == [(env, m) for m in ("auc", "final") for env in "abc"]
+    assert [row["difference"] for row in rows[:3]] == [pytest.approx(x, abs=0.02) for x in (0.5, -0.1, -0.1)]
+    assert [row["rest_difference"] for row in rows[:3]] == [pytest.approx(x, abs=0.02) for x in (-0.1, 0.2, 0.2)]
+    for row in rows:
+        assert row["low"] < row["difference"] < row["high"] and row["rest_low"] < row["rest_high"]
+    (alone,) = [row for row in tuned_checks.by_task("x", "acpg", "learned", tables[:1], 200) if row["measure"] == "auc"]
+    assert "rest_low" not in alone
+
+
+def test_how_close_a_choice_was():
+    """One setting ahead on every seed, and two whose order the seeds decide."""
+    part = make_part(tasks={"a": 1})
+    sure, close = [0.2, 0.5, 0.9], [0.2, 0.61, 0.6]
+    wide = np.array([0.3, -0.3, 0.1, -0.1])
+    levels = {("baseline", v): x + np.zeros(4) for v, x in zip(VALUES, sure, strict=True)}
+    levels |= {("acpg", v): x + wide * (v == "1e-2") for v, x in zip(VALUES, close, strict=True)}
+    scores = grid_scores(levels, [1, 2, 3, 4])
+    base, treated = tuned_checks.choices(part, scores, np.random.default_rng(0), 2000)
+    assert (base["chosen"], base["second"], base["chosen_share"]) == ("1e-1", "1e-2", 1)
+    assert (treated["chosen"], treated["second"]) == ("1e-2", "1e-1")
+    assert treated["chosen_area"] == pytest.approx(0.61) and treated["second_area"] == pytest.approx(0.6)
+    assert 0.4 < treated["chosen_share"] < 0.65 and treated["chosen_share"] + treated["second_share"] == pytest.approx(
+        1
+    )
+
+
+def test_differences_at_each_rate():
+    part = make_part(tasks={"a": 1})
+    rng = np.random.default_rng(0)
+    noise = lambda: rng.normal(0, 0.01, size=6)  # noqa: E731
+    levels = {("baseline", v): x + noise() for v, x in zip(VALUES, (0.6, 0.5, 0.1), strict=True)}
+    levels |= {("acpg", v): x + noise() for v, x in zip(VALUES, (0.5, 0.7, 0.6), strict=True)}
+    rows = list(tuned_checks.at_each_rate(part, grid_scores(levels, range(6)), resamples=200))
+    assert [row["value"] for row in rows] == list(VALUES) and all(row["seeds"] == 6 for row in rows)
+    assert [row["difference"] for row in rows] == [pytest.approx(x, abs=0.03) for x in (-0.1, 0.2, 0.5)]
+    assert [row["baseline_failed"] for row in rows] == [0, 0, 6] and [row["acpg_failed"] for row in rows] == [0, 0, 0]
+    assert rows[0]["baseline_area"] == pytest.approx(0.6, abs=0.02) and rows[2]["acpg_runs"] == 6
