@@ -22,8 +22,6 @@ import tuned  # noqa: E402
 from intervals import aggregate, paired_tasks  # noqa: E402
 from tuned import Args  # noqa: E402
 
-QUESTIONS = [("PPO, six tasks", "acpg", "baseline", tuned.PPO), *tuned.COMPARISONS]
-
 
 def mean_over(pairs, resamples):
     """Difference and 95 % interval of the mean over tasks of paired scores."""
@@ -88,7 +86,7 @@ def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     parts, _, scores, _, _ = tuned.read_all(args.out)
     named, rows = {part.name: part for part in parts}, []
-    for question, arm, against, names in QUESTIONS:
+    for question, arm, against, names in tuned.COMPARISONS:
         tables = [scores[name]["tuned"] for name in names if "tuned" in scores[name]]
         if len(tables) == len(names) and "held out" not in question:
             rows += by_task(question, arm, against, tables)
