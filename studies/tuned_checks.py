@@ -84,7 +84,7 @@ def at_each_rate(part, scores, resamples=20_000):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
-    parts, _, scores, _, _ = tuned.read_all(args.out)
+    parts, _, scores, settings, _ = tuned.read_all(args.out)
     named, rows = {part.name: part for part in parts}, []
     for question, arm, against, names in tuned.COMPARISONS:
         tables = [scores[name]["tuned"] for name in names if "tuned" in scores[name]]
@@ -95,11 +95,11 @@ def main():
     rows = [
         row
         for part in parts
-        if "tuning" in scores[part.name]
+        if part.name in settings and "tuning" in scores[part.name]  # whose tuning is whole
         for row in choices(part, scores[part.name]["tuning"], rng)
     ]
     tuned.save_rows(args.out / "choice.csv", rows)
-    rows, shifts = [], []
+    rows, shifts, rng = [], [], np.random.default_rng(0)  # anew: the same, however many parts have been run
     for part in (named[name] for name in tuned.PPO if {"tuning", "grid"} <= scores[name].keys()):
         found = scores[part.name]
         rows += at_each_rate(part, pd.concat([found["tuning"], found["grid"]]))
