@@ -75,6 +75,21 @@ def fail(message):
 # Comparisons
 
 
+def primary_rows(outcomes, scores, settings):
+    """Rows of primary.csv, as the study itself has them; none, and a line that says so, while runs are lacking."""
+    needed = {
+        (part.name, stage): lacking(part, stage, scores[part.name])
+        for outcome, parts in outcomes
+        for part in parts
+        for stage in ["grid" if outcome.endswith(" grid") else "tuned"]
+    }
+    if missing := sum(map(len, needed.values())):
+        print(f"left out, as {missing} of their runs are lacking: the primary outcomes")
+        return []
+    chosen = {name: (own, {}) for name, own in settings.items()}
+    return study.primary_rows(outcomes, lambda part, stage: scores[part.name][stage], chosen, MARGIN)
+
+
 def compare(question, arm, against, parts, scores, settings):
     """Rows of comparisons.csv: mean differences over tasks in area and final return, and the decrease of the failure
     rate; none, and a line that says so, if one of the parts has not been run."""
@@ -215,6 +230,11 @@ def names_of(part, stage):
     }
 
 
+def lacking(part, stage, found):
+    """Names of the runs of a stage that the study's file asks for and `found`, {stage: run table}, has not."""
+    return names_of(part, stage) - (set(found[stage].name) if stage in found else set())
+
+
 def read_part(part, out, thresholds):
     """{stage: run table} of a part, as far as it has been run: of those runs that the study's file asks for."""
     found = {}
@@ -224,6 +244,25 @@ def read_part(part, out, thresholds):
         if any(run.name in names for run in runs):
             found[stage] = study.scores_of(folder, thresholds, names, keep=False)
     return found
+
+
+def read_all(out):
+    """(parts, outcomes, {part: {stage: run table}}, {part: {cell: its own setting}}, {part: {cell: the one for all
+    tasks}}) of the tuned study in a folder; settings of those parts that have runs of the report."""
+    parts, outcomes, thresholds, _ = study.read_study(ROOT / "benchmark" / "tuned.toml")
+    try:
+        scores = {part.name: read_part(part, out, thresholds) for part in parts}
+    except Damaged as error:
+        fail(f"{error}; remove or restore it")
+    if not any(scores.values()):
+        fail(f"--out {out} holds no runs; run bash benchmark.sh --study benchmark/tuned.toml")
+    settings, common = {}, {}
+    for part in parts:
+        if "tuned" in scores[part.name]:
+            settings[part.name] = dict.fromkeys(study.cells_of(part), part.values[0] if len(part.values) == 1 else "")
+            if "tuning" in scores[part.name]:
+                settings[part.name], common[part.name] = study.choose(scores[part.name]["tuning"], part)
+    return parts, outcomes, scores, settings, common
 
 
 def common_of(part, found, own, common):
@@ -310,45 +349,6 @@ def save_rows(path, rows):
         pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
 
 
-def primary_rows(outcomes, scores, settings):
-    """Rows of primary.csv, as the study itself has them; none, and a line that says so, while runs are lacking."""
-    needed = {
-        (part.name, stage): names_of(part, stage)
-        for outcome, parts in outcomes
-        for part in parts
-        for stage in ["grid" if outcome.endswith(" grid") else "tuned"]
-    }
-    lacking = sum(len(names - names_in(scores[name], stage)) for (name, stage), names in needed.items())
-    if lacking:
-        print(f"left out, as {lacking} of their runs are lacking: the primary outcomes")
-        return []
-    chosen = {name: (own, {}) for name, own in settings.items()}
-    return study.primary_rows(outcomes, lambda part, stage: scores[part.name][stage], chosen, MARGIN)
-
-
-def names_in(found, stage):
-    return set(found[stage].name) if stage in found else set()
-
-
-def read_all(out):
-    """(parts, outcomes, {part: {stage: run table}}, {part: {cell: its own setting}}, {part: {cell: the one for all
-    tasks}}) of the tuned study in a folder; settings of those parts that have runs of the report."""
-    parts, outcomes, thresholds, _ = study.read_study(ROOT / "benchmark" / "tuned.toml")
-    try:
-        scores = {part.name: read_part(part, out, thresholds) for part in parts}
-    except Damaged as error:
-        fail(f"{error}; remove or restore it")
-    if not any(scores.values()):
-        fail(f"--out {out} holds no runs; run bash benchmark.sh --study benchmark/tuned.toml")
-    settings, common = {}, {}
-    for part in parts:
-        if "tuned" in scores[part.name]:
-            settings[part.name] = dict.fromkeys(study.cells_of(part), part.values[0] if len(part.values) == 1 else "")
-            if "tuning" in scores[part.name]:
-                settings[part.name], common[part.name] = study.choose(scores[part.name]["tuning"], part)
-    return parts, outcomes, scores, settings, common
-
-
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
     parts, outcomes, scores, settings, common = read_all(args.out)
@@ -382,11 +382,10 @@ def main():
         grids |= all_cells(found, part)
         if "grid" not in found:
             continue
-        lacking = names_of(part, "grid") - names_in(found, "grid")
-        both = study.grids_of(found["grid"], part, ["baseline", "acpg"])
-        if lacking or both is None:  # fewer seeds than were planned are the ones that happened to be first
-            print(f"{args.out / part.name / 'grid'} lacks {len(lacking)} of its runs: no shifts")
+        if missing := lacking(part, "grid", found):  # fewer seeds than planned are those that happened to be first
+            print(f"{args.out / part.name / 'grid'} lacks {len(missing)} of its runs: no shifts")
             continue
+        both = study.grids_of(found["grid"], part, ["baseline", "acpg"])
         for k, env in enumerate(part.tasks):
             rows += shift_rows(env, both[0][k], both[1][k], rates, rng)
     save_rows(args.out / "shift.csv", rows)

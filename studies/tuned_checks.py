@@ -1,7 +1,7 @@
 """What was asked of the tuned study after its first results had been seen: how far its answers rest on one task, on one
 close choice of a rate, on one end of the grid. Descriptive, nothing of it is in the protocol of docs/study.md.
 
-    python studies/tuned_checks.py    # after studies/tuned.py, into the same folder; half a minute or so
+    python studies/tuned_checks.py    # after studies/tuned.py, into the same folder; two minutes or so
 
 by_task.csv: the study's comparisons on each task, and their mean over the others; choice.csv: by how much each setting
 was the best, and how often it would be of other seeds; rates.csv: ACPG minus its baseline at each rate, and how many
@@ -84,8 +84,8 @@ def at_each_rate(part, scores, resamples=20_000):
 
 def main():
     args = tyro.cli(Args, description=__doc__.partition("\n\n")[0])
-    parts, _, scores, settings, _ = tuned.read_all(args.out)
-    named, rows = {part.name: part for part in parts}, []
+    parts, _, scores, *_ = tuned.read_all(args.out)
+    rows = []
     for question, arm, against, names in tuned.COMPARISONS:
         tables = [scores[name]["tuned"] for name in names if "tuned" in scores[name]]
         if len(tables) == len(names) and "held out" not in question:
@@ -95,13 +95,16 @@ def main():
     rows = [
         row
         for part in parts
-        if part.name in settings and "tuning" in scores[part.name]  # whose tuning is whole
+        if "tuning" in scores[part.name] and not tuned.lacking(part, "tuning", scores[part.name])
         for row in choices(part, scores[part.name]["tuning"], rng)
     ]
     tuned.save_rows(args.out / "choice.csv", rows)
     rows, shifts, rng = [], [], np.random.default_rng(0)  # anew: the same, however many parts have been run
-    for part in (named[name] for name in tuned.PPO if {"tuning", "grid"} <= scores[name].keys()):
+    for part in (part for part in parts if part.name in tuned.PPO):
         found = scores[part.name]
+        if any(tuned.lacking(part, stage, found) for stage in ("tuning", "grid")):
+            print(f"left out, as runs of its tuning or grid are lacking: the rates of {part.name}")
+            continue
         rows += at_each_rate(part, pd.concat([found["tuning"], found["grid"]]))
         rates = np.array([float(value) for value in part.values])
         base, treated = study.grids_of(found["grid"], part, ["baseline", "acpg"])

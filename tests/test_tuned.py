@@ -185,6 +185,7 @@ def test_from_runs_to_files(tmp_path):
             write_run(tmp_path / "tasks" / stage, "CartPole-v1", "ppo", arm.replace("acpg", "baseline"), 7, 9.0)
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
+        assert (tmp_path / "tasks" / stage / "references.json").read_text() == text  # nothing is left in the stages
         assert (tmp_path / "rates.png").exists() == (stage == "grid")
         assert (tmp_path / "shift.csv").exists() == whole and ("no shifts" in result.stdout) == (2004 in seeds)
     assert not (tmp_path / "comparisons.csv").exists()  # all of these need parts that were not run
@@ -255,6 +256,41 @@ def test_names_are_those_of_the_studys_plan(tmp_path):
         assert tuned.names_of(part, stage) == {job.path.name for job in plans["tasks", what]}
     common = {job.path.name for job in plans["tasks", "report"] if job.args["seed"] < 1011}  # of controls less
     assert tuned.names_of(part, "common") < common and len(tuned.names_of(part, "common")) == 5 * (2 * 10 + 4 * 5)
+
+
+def planned(part, stage, level):
+    """A run table of all runs of a stage; `level(arm, value)`, with a little noise, is the area of each."""
+    rng, rows = np.random.default_rng(0), []
+    seeds = {"tuning": part.tuning, "tuned": part.report, "grid": part.grid}[stage]
+    for env, algo, arm in study.cells_of(part):
+        for value in part.values if stage != "tuned" else [""]:
+            name = f"{arm}.{value}" if value else arm
+            for seed in seeds.get(arm, []):
+                area = level(arm, value) + rng.normal(0, 0.01)
+                row = {"env": env, "algo": algo, "arm": name, "seed": seed, "norm_auc": area, "norm_final": area}
+                rows.append(row | WELL | {"name": tuned.run_name(env, f"{algo}_{name}", seed)})
+    return pd.DataFrame(rows)
+
+
+def test_primary_outcomes(capsys):
+    """Ahead in the report, behind over the grid; none of it while a single run is lacking."""
+    parts, outcomes, *_ = study.read_study(ROOT / "benchmark" / "tuned.toml")
+    levels = {
+        "tuned": lambda arm, value: 0.5 + 0.2 * (arm == "acpg"),
+        "grid": lambda arm, value: 0.5 - 0.2 * (arm == "acpg"),
+    }
+    scores = {part.name: {stage: planned(part, stage, level) for stage, level in levels.items()} for part in parts}
+    settings = {part.name: dict.fromkeys(study.cells_of(part), "8e-3") for part in parts}
+    rows = tuned.primary_rows(outcomes, scores, settings)
+    assert [row["verdict"] for row in rows] == ["ahead", "ahead", "behind"]
+    assert [(row["tasks"], row["seeds"]) for row in rows] == [(9, 8), (9, 8), (6, 5)]
+    for part, stage in (("minatar", "tuned"), ("pendulum51", "grid")):
+        cut = scores | {part: scores[part] | {stage: scores[part][stage][1:]}}
+        capsys.readouterr()
+        assert tuned.primary_rows(outcomes, cut, settings) == []
+        assert "as 1 of their runs are lacking" in capsys.readouterr().out
+    cut = scores | {"a2c": {}}  # which no primary outcome needs
+    assert len(tuned.primary_rows(outcomes, cut, settings)) == 3
 
 
 def test_which_runs_have_collapsed(monkeypatch, tmp_path):

@@ -1,12 +1,17 @@
 """What studies/tuned_checks.py computes, on runs made up."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import ROOT
 from test_report import WELL
 from test_study import make_part
-from test_tuned import make_scores
+from test_tuned import make_scores, planned
 
+import study
+import tuned
 import tuned_checks
 
 VALUES = ("1e-3", "1e-2", "1e-1")
@@ -65,3 +70,34 @@ def test_differences_at_each_rate():
     assert [row["difference"] for row in rows] == [pytest.approx(x, abs=0.03) for x in (-0.1, 0.2, 0.5)]
     assert [row["baseline_failed"] for row in rows] == [0, 0, 6] and [row["acpg_failed"] for row in rows] == [0, 0, 0]
     assert rows[0]["baseline_area"] == pytest.approx(0.6, abs=0.02) and rows[2]["acpg_runs"] == 6
+
+
+@pytest.mark.parametrize("cut", [None, "tuning", "grid"])
+def test_from_tables_to_files(tmp_path, monkeypatch, capsys, cut):
+    """One part, of which all runs are there or one is lacking; of the others there are none."""
+    parts, *rest = study.read_study(ROOT / "benchmark" / "tuned.toml")
+    part = next(part for part in parts if part.name == "pendulum51")
+    peaks = {"2.5e-4": 0.2, "8e-4": 0.3, "2.5e-3": 0.5, "8e-3": 0.7, "2.5e-2": 0.4}
+    found = {
+        stage: planned(part, stage, lambda arm, value: peaks[value] + 0.1 * (arm == "acpg"))
+        for stage in ("tuning", "grid")
+    }
+    if cut:
+        found[cut] = found[cut][1:]
+    scores = {other.name: found if other is part else {} for other in parts}
+    monkeypatch.setattr(tuned, "read_all", lambda out: (parts, [], scores, {}, {}))
+    monkeypatch.setattr(sys, "argv", ["tuned_checks.py", "--out", str(tmp_path)])
+    tuned_checks.main()
+    written = {path.name for path in tmp_path.iterdir()}
+    if cut:
+        assert written == {"grid": {"choice.csv"}, "tuning": set()}[cut]
+        assert "pendulum51" in capsys.readouterr().out
+        return
+    assert written == {"choice.csv", "rates.csv", "shift_without.csv"}
+    assert set(pd.read_csv(tmp_path / "choice.csv", dtype=str).chosen) == {"8e-3"}
+    rates = pd.read_csv(tmp_path / "rates.csv")
+    assert (rates.seeds == 10).all() and rates.difference.to_numpy() == pytest.approx(0.1, abs=0.02)
+    assert list(rates.acpg_runs) == [10] * 5 and list(rates.scaled_runs) == [5] * 5
+    shifts = pd.read_csv(tmp_path / "shift_without.csv")
+    assert list(shifts.measure) == ["shift, decades", "left after it"]
+    assert shifts.estimate[1] == pytest.approx(0.1, abs=0.02)  # a level, no shift
