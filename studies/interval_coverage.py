@@ -83,15 +83,24 @@ def scores(skewed, shape, arm, rng):
     return mean + 0.05 * arm + (1 - 0.3 * arm) * spread * noise
 
 
+def committed(folder):
+    """Pairs of the tuned study, baseline and ACPG: normalised final returns (seeds, 2) of each task, tasks in order of
+    their names."""
+    files = sorted(folder.glob("*/reports/tuned/report/runs.csv"))
+    if not files:
+        sys.exit(f"error: {folder} has no reports; run bash benchmark.sh --study benchmark/tuned.toml")
+    runs = pd.concat([pd.read_csv(file) for file in files])
+    groups = runs[runs.arm.isin(["baseline", "acpg"])].groupby(["env", "algo"])
+    tables = [group.pivot(index="seed", columns="arm", values="norm_final") for _, group in groups]
+    return [table[["baseline", "acpg"]].dropna().to_numpy() for table in tables if table.shape[1] == 2]
+
+
 def sweeps(kind, tasks, rng, seeds=10):
     """Draws the scores of a sweep, two lists of arrays (seeds,), one for each task: synthetic ones of arms that differ
     in mean and spread, or of `runs`, pairs of those that are committed. `unequal`: normal ones of five seeds of the
     first task, which varies the most, and twenty of the others."""
     if kind == "runs":
-        table = pd.read_csv(ROOT / "results" / "benchmark" / "report" / "runs.csv")
-        groups = list(table.groupby(["env", "algo"]))[:tasks]
-        tables = [group.pivot(index="seed", columns="arm", values="norm_final") for _, group in groups]
-        populations = [table[["baseline", "acpg"]].dropna().to_numpy() for table in tables]
+        populations = committed(ROOT / "results" / "tuned")[:tasks]
 
         def draw():
             chosen = [x[rng.integers(len(x), size=seeds)] for x in populations]

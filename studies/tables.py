@@ -50,40 +50,6 @@ def table(header, rows):
     return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def benchmark():
-    """The six comparisons of ACPG with its baseline that the first benchmark's verdicts drew on."""
-    verdicts = {row["claim"]: row["verdict"] for row in read("benchmark/report/verdicts.csv") if row["arm"] == "acpg"}
-    lines, before = [], None
-    for row in read("benchmark/report/aggregates.csv"):
-        if (row["arm"], row["against"]) == ("acpg", "baseline"):
-            claim, before = row["claim"] if row["claim"] != before else "", row["claim"]
-            if row["more_is_better"] == "False":  # in favour of ACPG, as in the figure
-                ends = {key: str(-float(row[other])) for key, other in (("low", "high"), ("high", "low"))}
-                row |= ends | {"difference": str(-float(row["difference"])), "measure": row["measure"] + ", decrease"}
-            numbers = [short(row["of_against"]), short(row["of_arm"]), between(row)]
-            lines.append([claim, row["measure"], *numbers, verdicts[claim] if claim else ""])
-    header = ["claim of the paper", "measure", "baseline", "ACPG"]
-    return table([*header, "difference, 95 % interval corrected for six comparisons", "verdict"], lines)
-
-
-MORE_IS_BETTER = {"final": 1, "best": 1, "auc": 1, "cvar25": 1, "steps_to_threshold": -1, "drawdown": -1, "failed": -1}
-MEASURES = {"final": "final return", "best": "best return", "auc": "area under the curve", "drawdown": "drawdown"}
-MEASURES |= {"cvar25": "worst quarter of the seeds", "steps_to_threshold": "steps to the threshold"}
-MEASURES |= {"failed": "failure rate"}
-
-
-def single_tasks():
-    """All measures of single tasks whose interval excludes zero, wins and losses."""
-    lines = []
-    for row in read("benchmark/report/differences.csv"):
-        if row["arm"] == "acpg" and row["low"] and float(row["low"]) * float(row["high"]) > 0:
-            ahead = float(row["difference"]) * MORE_IS_BETTER[row["metric"]] > 0
-            what = [f"{row['algo'].upper()}, {row['env']}", MEASURES[row["metric"]], between(row)]
-            lines.append([*what, "ahead" if ahead else "**behind**"])
-    lines.sort(key=lambda line: line[-1])
-    return table(["task", "measure", "ACPG minus baseline, 95 %, not corrected", "ACPG is"], lines[::-1])
-
-
 METRICS_OF_COLLAPSE = ("alignment", "variability_quotient", "etf_error")
 
 
@@ -306,15 +272,58 @@ def tuned_tasks(algos, path="tuned/tasks.csv", bold=True):
     return table(header if len(algos) == 1 else ["algorithm", *header], lines)
 
 
+def tuned_all():
+    """ACPG against its baseline on every task of every method, wins and losses, without the settings."""
+    lines, rows = [], read("tuned/tasks.csv")
+    for i in range(0, len(rows), 2):
+        line = [rows[i]["algo"].upper(), task_name(rows[i]["env"])]
+        for row in rows[i : i + 2]:
+            sure = "**" if float(row["p_holm"]) <= 0.05 else ""
+            line += [f"{short(row['baseline'])}, {short(row['acpg'])}", f"{sure}{between(row)}{sure}"]
+        lines.append([*line, rows[i]["seeds"]])
+    header = ["", "task", "area: baseline, ACPG", "difference, 95 %", "final return: baseline, ACPG"]
+    return table([*header, "difference, 95 %", "seeds"], lines)
+
+
+ABLATIONS = ("geometry in", "64 dimensions", "scale .1", "scale .5", "scale 2", "scale 10", "start of")  # at one rate
+
+
 def tuned_comparisons():
-    """What is told apart by which comparison."""
+    """What is told apart by which comparison, each arm at its own rate."""
     lines, before = [], None
     for row in read("tuned/comparisons.csv"):
+        if row["question"].startswith(ABLATIONS):
+            continue
         question = "" if row["question"] == before else f"{row['question']}: `{row['arm']}` against `{row['against']}`"
         numbers = [short(row["of_against"]), short(row["of_arm"]), between(row)]
         lines.append([question, tasks_of(row), NAMES[row["measure"]], *numbers, row["lead"]])
         before = row["question"]
     return table(["question", "tasks", "measure", "against", "arm", "difference, 95 %", "the arm is"], lines)
+
+
+def tuned_ablations():
+    """Geometry, scale and start at one rate for all: a line a comparison."""
+    lines = {}
+    for row in read("tuned/comparisons.csv"):
+        if row["question"].startswith(ABLATIONS) and row["measure"] in ("auc", "final"):
+            line = lines.setdefault(row["question"], [row["question"], f"`{row['arm']}` against `{row['against']}`"])
+            line += [f"{short(row['of_against'])}, {short(row['of_arm'])}", f"{between(row)}, {row['lead']}"]
+    header = ["", "arm", "area: against, arm", "difference, 95 %", "final return: against, arm", "difference, 95 %"]
+    return table(header, list(lines.values()))
+
+
+def tuned_scales():
+    """The scales and starts of the features on each task, against the default."""
+    lines, tasks = {}, {}
+    for row in read("tuned/by_task.csv"):
+        if row["question"].startswith(("scale .", "scale 2", "scale 10", "start of")):
+            key = row["question"], row["measure"]
+            lines.setdefault(key, {})[task_name(row["env"])] = between(row)
+            tasks[task_name(row["env"])] = None
+    rows = [
+        [question, NAMES[measure], *(cells[task] for task in tasks)] for (question, measure), cells in lines.items()
+    ]
+    return table(["", "measure", *tasks], rows)
 
 
 def tuned_shift():
@@ -423,8 +432,9 @@ def tuned_collapse():
     return table([*header, "at equal area", "correlation, median [quartiles]"], lines)
 
 
-TABLES = {"benchmark": benchmark, "single tasks": single_tasks, "emergence": emergence, "parity": parity}
-TABLES |= {
+TABLES = {
+    "emergence": emergence,
+    "parity": parity,
     "default": default,
     "longer runs": longer_runs,
     "throughput": throughput,
@@ -432,6 +442,7 @@ TABLES |= {
     "permuted": permuted,
 }
 TABLES |= {"tuned primary": tuned_primary, "tuned PPO": partial(tuned_tasks, ["ppo"])}
+TABLES |= {"tuned tasks": tuned_all, "tuned ablations": tuned_ablations, "tuned scales": tuned_scales}
 TABLES |= {"tuned others": partial(tuned_tasks, ["a2c", "reinforce", "trpo"])}
 TABLES |= {"tuned common": partial(tuned_tasks, ["ppo", "a2c", "reinforce", "trpo"], "tuned/common.csv", bold=False)}
 TABLES |= {"tuned comparisons": tuned_comparisons, "tuned shift": tuned_shift, "tuned collapse": tuned_collapse}

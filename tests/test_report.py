@@ -202,6 +202,24 @@ def test_the_worst_quarter_holds_its_level_at_unequal_seeds():
     assert np.mean([low <= 0 <= high for low, high in both]) > 0.92
 
 
+def test_the_committed_pairs_of_the_coverage_study(tmp_path):
+    """Baseline beside ACPG, seed by seed, tasks of all parts in order; no other arms, no seeds of one arm alone."""
+    head, path = "name,env,algo,arm,seed,norm_final\n", "reports/tuned/report/runs.csv"
+    parts = {
+        "b": "r,B-v1,a2c,acpg,2,.4\nr,B-v1,a2c,baseline,1,.1\nr,B-v1,a2c,acpg,1,.3\nr,B-v1,a2c,baseline,2,.2\n"
+        "r,B-v1,a2c,random,1,.9\nr,B-v1,a2c,acpg,3,.8\n",
+        "c": "r,A-v1,ppo,acpg,5,.6\nr,A-v1,ppo,baseline,5,.5\n",
+        "d": "r,A-v1,trpo,etf,5,.6\nr,A-v1,trpo,random,5,.5\nr,A-v2,ppo,acpg,5,.6\n",
+    }
+    for part, rows in parts.items():
+        (tmp_path / part / path).parent.mkdir(parents=True)
+        (tmp_path / part / path).write_text(head + rows)
+    pairs = [x.tolist() for x in interval_coverage.committed(tmp_path)]
+    assert pairs == [[[0.5, 0.6]], [[0.1, 0.3], [0.2, 0.4]]]
+    with pytest.raises(SystemExit, match="has no reports"):
+        interval_coverage.committed(tmp_path / "b")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "gamma"])
 def test_the_aggregate_intervals_hold_their_level_at_ten_seeds(kind):

@@ -27,7 +27,7 @@ def test_a_number_that_differs_is_found(tmp_path, monkeypatch, capsys):
     assert text.count("<!-- table ") >= 3
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "DOCUMENTS", ("README.md",))
-    (tmp_path / "README.md").write_text(text.replace("| .643 | .641 |", "| .643 | .643 |"))
+    (tmp_path / "README.md").write_text(text.replace("| .626, .996 |", "| .626, .626 |"))
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     with pytest.raises(SystemExit, match="README.md differ"):
         tables.main()
@@ -39,7 +39,7 @@ def test_a_number_that_differs_is_found(tmp_path, monkeypatch, capsys):
         tables.main()
 
 
-PLACES = {"README.md": 7, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 14}
+PLACES = {"README.md": 5, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 14}
 PLACES |= {"docs/action_collapse.md": 1, "results/emergence/README.md": 1}
 
 
@@ -197,6 +197,10 @@ def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
         "| A2C | CartPole | 2e-3 | 2e-3 | 10 | .500, .400 | **-.100 [-.200, -.010]** | "
         ".500, .400 | -.100 [-.200, -.010] | 1, 2 |"
     ]
+    assert tables.TABLES["tuned tasks"]()[2:] == [
+        "| PPO | Pendulum51 | .500, .600 | **.100 [.050, .150]** | .900, .800 | -.100 [-.150, -.050] | 20 |",
+        "| A2C | CartPole | .500, .400 | **-.100 [-.200, -.010]** | .500, .400 | -.100 [-.200, -.010] | 10 |",
+    ]
     (tmp_path / "tuned" / "common.csv").write_text((tmp_path / "tuned" / "tasks.csv").read_text())
     lines = tables.TABLES["tuned common"]()[2:]
     assert [line.split(" | ")[:2] for line in lines] == [["| PPO", "Pendulum51"], ["| A2C", "CartPole"]]
@@ -221,6 +225,18 @@ def test_tables_of_the_tuned_study(tmp_path, monkeypatch):
     first, second = tables.TABLES["tuned comparisons"]()[2:]
     assert first == "| all: `acpg` against `baseline` | 9 (*edge* 2) | area | .500 | .600 | .100 [.050, .150] | ahead |"
     assert second.startswith("|  | 9 (*edge* 2) | final return |") and second.endswith("| behind |")
+    name = '"geometry in K - 1 = 3 dimensions, X",etf-3,random-3,1,10,0,'
+    rows += [
+        name + "auc,.6,.5,.1,.05,.15,ahead",
+        name + "final,.4,.5,-.1,-.15,-.05,behind",
+        name + "fewer failures,,,,,,",
+    ]
+    (tmp_path / "tuned" / "comparisons.csv").write_text(head + "\n".join(rows) + "\n")
+    assert tables.TABLES["tuned comparisons"]()[2:] == [first, second]
+    assert tables.TABLES["tuned ablations"]()[2:] == [
+        "| geometry in K - 1 = 3 dimensions, X | `etf-3` against `random-3` | .500, .600 | .100 [.050, .150], ahead | "
+        ".500, .400 | -.100 [-.150, -.050], behind |"
+    ]
     head = "outcome,tasks,seeds,of_tasks,one_edge,p,difference,low,high,corrected_low,corrected_high,p_holm,verdict\n"
     row = '"acpg, final return, tasks + minatar",9,8,9,0,.3,.01,0,.02,-.01,.03,.0006,equivalent\n'
     (tmp_path / "tuned" / "primary.csv").write_text(head + row)
@@ -261,6 +277,10 @@ def test_the_tables_of_the_checks(tmp_path, monkeypatch):
     rows += ["all of it,acpg,baseline,A-v1,ppo,final,20,9,9,9,-.2,-.3,-.1"]
     cells = " | ".join(f".{k}00 [.0{k}0, .900]" for k in range(1, 6))
     assert lines("tuned by task", "by_task.csv", head, *rows) == [f"| B | area | {cells} |"]
+    more = [f"scale 2 against 1,scale-2,default,{x}-v1,ppo,auc,5,.{k},.0{k},.9,0,0,0" for k, x in enumerate("AB", 1)]
+    assert lines("tuned scales", "by_task.csv", head, *rows, *more) == [
+        "| scale 2 against 1 | area | .100 [.010, .900] | .200 [.020, .900] |"
+    ]
     assert tables.TABLES["tuned rest"]()[2:] == ["| A | .200 [.100, .300] | -.200 [-.300, -.100] |"]
     head = "part,env,algo,arm,seeds,chosen,chosen_area,chosen_share,second,second_area,second_share"
     rows = [
