@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT
+from PIL import Image
 from scipy import stats
 
 import interval_coverage
@@ -1107,6 +1108,23 @@ def test_the_panel_is_void_where_no_run_has_three_actions(classes, void, figures
     plots.plot_collapse(runs, curves, np.zeros((4, 100)), "ppo", plots.colours_of(["baseline", "acpg"]), None)
     texts = [text.get_text() for axes in figures[0].axes for text in axes.texts]
     assert texts == ["void: two actions"] * void
+
+
+def test_figures_are_small_and_keep_their_legend(tmp_path):
+    """256 colours, which look the same: no pixel far from what was drawn."""
+    figure, axes = plots.plt.subplots(1, 2, figsize=(6, 2), layout="constrained")
+    for axis, x in zip(axes, ([1, 2, 3], [3, 1, 2]), strict=True):
+        axis.plot(x, color=plots.COLOURS["acpg"], label="acpg")
+        axis.fill_between(range(3), x, 0, color=plots.COLOURS["baseline"], alpha=0.2, label="band")
+    plots.save(figure, tmp_path / "a.png")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["acpg", "band"]
+    figure.savefig(tmp_path / "b.png")
+    small, full = (Image.open(tmp_path / f"{name}.png") for name in "ab")
+    assert small.mode == "P" and small.size == full.size
+    assert (tmp_path / "a.png").stat().st_size < 0.6 * (tmp_path / "b.png").stat().st_size
+    difference = np.abs(np.asarray(small.convert("RGB"), int) - np.asarray(full.convert("RGB"), int))
+    assert difference.mean() < 0.5 and difference.max() < 64
 
 
 def test_an_arms_colour_does_not_depend_on_the_order():
