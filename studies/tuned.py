@@ -32,6 +32,7 @@ PPO = ("tasks", "pendulum51")
 COMPARISONS = [
     ("all of it", "acpg", "baseline", (*PPO, "minatar")),
     ("all of it, tasks held out from the default's choice", "acpg", "baseline", (*PPO, "minatar")),
+    ("all of it, without the games, asked afterwards", "acpg", "baseline", PPO),
     ("fixing", "acpg", "learned", PPO),
     ("fixing, with the scale learned", "scaled", "normalised", PPO),
     ("geometry", "acpg", "random", PPO),
