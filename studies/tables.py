@@ -285,7 +285,8 @@ def tuned_all():
     return table([*header, "difference, 95 %", "seeds"], lines)
 
 
-ABLATIONS = ("geometry in", "64 dimensions", "scale .1", "scale .5", "scale 2", "scale 10", "start of")  # at one rate
+SCALES = ("scale .", "scale 2", "scale 10", "start of")
+ABLATIONS = ("geometry in", "64 dimensions", *SCALES)  # questions asked at one rate
 
 
 def tuned_comparisons():
@@ -316,7 +317,7 @@ def tuned_scales():
     """The scales and starts of the features on each task, against the default."""
     lines, tasks = {}, {}
     for row in read("tuned/by_task.csv"):
-        if row["question"].startswith(("scale .", "scale 2", "scale 10", "start of")):
+        if row["question"].startswith(SCALES):
             key = row["question"], row["measure"]
             lines.setdefault(key, {})[task_name(row["env"])] = between(row)
             tasks[task_name(row["env"])] = None
@@ -432,6 +433,32 @@ def tuned_collapse():
     return table([*header, "at equal area", "correlation, median [quartiles]"], lines)
 
 
+NEARER = {metric: MORE_COLLAPSE[metric] for metric in METRICS_OF_COLLAPSE}
+NEARER |= {"mean_weight_cosine": ("AC3: cosine of means and weights", 1)}
+
+
+def tuned_nearer():
+    """Whether ACPG's trained policies are nearer to collapse than the baseline's, over the tasks of all methods: medians
+    of the arms' means, and on how many tasks an arm's is the nearer one, and its 95 % interval apart from the other's."""
+    rows = [
+        row for path in sorted((RESULTS / "tuned").glob("*/reports/tuned/report/collapse.csv")) for row in read(path)
+    ]
+    lines = []
+    for metric, (name, sign) in NEARER.items():
+        tasks = {}
+        for row in rows:
+            if row["metric"] == metric and row["void"] == "False" and row["trained"]:
+                values = sorted(sign * float(row[key]) for key in ("low", "high"))
+                tasks.setdefault((row["algo"], row["env"]), {})[row["arm"]] = (float(row["trained"]), *values)
+        pairs = [(arms["baseline"], arms["acpg"]) for arms in tasks.values() if {"baseline", "acpg"} <= arms.keys()]
+        medians = [short(statistics.median(pair[k][0] for pair in pairs)) for k in (0, 1)]
+        nearer = sum(sign * acpg[0] > sign * base[0] for base, acpg in pairs)
+        apart = [sum(one[1] > other[2] for one, other in order) for order in ([p[::-1] for p in pairs], pairs)]
+        lines.append([name, ", ".join(medians), f"{nearer} of {len(pairs)}", *map(str, apart)])
+    header = ["", "median over tasks: baseline, ACPG", "ACPG is nearer to collapse", "beyond the intervals"]
+    return table([*header, "baseline is, beyond them"], lines)
+
+
 TABLES = {
     "emergence": emergence,
     "parity": parity,
@@ -448,6 +475,7 @@ TABLES |= {"tuned common": partial(tuned_tasks, ["ppo", "a2c", "reinforce", "trp
 TABLES |= {"tuned comparisons": tuned_comparisons, "tuned shift": tuned_shift, "tuned collapse": tuned_collapse}
 TABLES |= {"tuned shift without": tuned_shift_without, "tuned by task": tuned_by_task, "tuned rest": tuned_rest}
 TABLES |= {"tuned choice": tuned_choice, "tuned rates": tuned_rates, "tuned failures": tuned_failures}
+TABLES |= {"tuned nearer": tuned_nearer}
 STUDIES = [f"report-{algo}" for algo in ("ppo", "a2c", "reinforce", "trpo")]
 STUDIES += ["minatar", "large-actions", "tune-ppo", "tune-a2c", "tune-reinforce", "tune-minatar"]
 TABLES |= {f"learning {study}": partial(learning, study) for study in STUDIES}

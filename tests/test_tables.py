@@ -39,7 +39,7 @@ def test_a_number_that_differs_is_found(tmp_path, monkeypatch, capsys):
         tables.main()
 
 
-PLACES = {"README.md": 5, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 16}
+PLACES = {"README.md": 5, "docs/learning.md": 12, "docs/parity.md": 1, "docs/study.md": 17}
 PLACES |= {"docs/action_collapse.md": 1, "results/emergence/README.md": 1}
 
 
@@ -259,6 +259,40 @@ def test_the_table_of_collapse_beside_reward(tmp_path, monkeypatch):
         "| AC2: variability | 6 of 60 | 1 of 3 | -.20 [-.30, .20] | 1 of 3 | -.10 [-.15, .10] |",
         "| AC3: ETF error | 6 of 60 | 1 of 3 | -.20 [-.30, .20] | 1 of 3 | -.10 [-.15, .10] |",
         "| all three | 1 of 20 |  |  |  |  |",
+    ]
+
+
+def test_the_table_of_who_is_nearer_to_collapse(tmp_path, monkeypatch):
+    """More alignment is nearer, less variability; two actions say nothing of the ETF error; other arms have no part."""
+    head = "env,algo,arm,metric,seeds,untrained,untrained_defined,trained,defined,low,high,null,null_defined,void\n"
+    line = "{},ppo,{},{},9,0,9,{},9,{},{},0,9,{}"
+    rows = [
+        line.format("a", arm, "alignment", *x, False)
+        for arm, x in (("baseline", (0.5, 0.4, 0.6)), ("acpg", (0.8, 0.7, 0.9)))
+    ]
+    rows += [
+        line.format("b", arm, "alignment", *x, False)
+        for arm, x in (("baseline", (0.6, 0.5, 0.7)), ("acpg", (0.7, 0.6, 0.8)))
+    ]
+    rows += [
+        line.format("b", "acpg2", "alignment", 0.9, 0.9, 0.9, False),
+        line.format("c", "random", "alignment", 1, 1, 1, False),
+    ]
+    for metric in ("variability_quotient", "etf_error", "mean_weight_cosine"):
+        for arm, x in (("baseline", (0.2, 0.1, 0.3)), ("acpg", (0.5, 0.4, 0.6))):
+            rows += [
+                line.format("a", arm, metric, *x, False),
+                line.format("b", arm, metric, 0, 0, 0, metric == "etf_error"),
+            ]
+    folder = tmp_path / "tuned" / "p" / "reports" / "tuned" / "report"
+    folder.mkdir(parents=True)
+    (folder / "collapse.csv").write_text(head + "\n".join(rows) + "\n")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.TABLES["tuned nearer"]()[2:] == [
+        "| AC1: alignment | .550, .750 | 2 of 2 | 1 | 0 |",
+        "| AC2: variability | .100, .250 | 0 of 2 | 0 | 1 |",
+        "| AC3: ETF error | .200, .500 | 0 of 1 | 0 | 1 |",
+        "| AC3: cosine of means and weights | .100, .250 | 1 of 2 | 1 | 0 |",
     ]
 
 
