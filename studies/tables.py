@@ -438,8 +438,8 @@ NEARER |= {"mean_weight_cosine": ("AC3: cosine of means and weights", 1)}
 
 
 def tuned_nearer():
-    """Whether ACPG's trained policies are nearer to collapse than the baseline's, over the tasks of all methods: medians
-    of the arms' means, and on how many tasks an arm's is the nearer one, and its 95 % interval apart from the other's."""
+    """Whether ACPG's trained policies are nearer to collapse than the baseline's: medians over the tasks of all methods
+    of the arms' means, on how many tasks ACPG's is the nearer one, and where the arms' 95 % intervals are apart."""
     rows = [
         row for path in sorted((RESULTS / "tuned").glob("*/reports/tuned/report/collapse.csv")) for row in read(path)
     ]
